@@ -1,0 +1,71 @@
+"""What a model is, in numbers. Field names follow Hugging Face configs where both say the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sekkei.core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary positions are rescaled for a context longer than the one trained on.
+
+    `linear`: positions are divided by `factor` (position interpolation, Chen et al. 2023, section 2.3).
+    `llama3`: only slow frequencies are divided, with a smooth band between (Llama 3.1's `config.json`).
+    """
+
+    kind: Literal["linear", "llama3"] = "linear"
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ConfigError("factor", f"got {self.factor}, must be >= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A Llama/Qwen3-style decoder.
+
+    `vocab_size` 0 means "take the tokenizer's". `head_dim` None means `hidden_size / num_heads`.
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+    vocab_size: int = 0
+    head_dim: int | None = None
+    max_context: int = 1024
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    qk_norm: bool = False
+    norm_eps: float = 1e-6
+    tied_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "intermediate_size", "max_context"):
+            if getattr(self, key) < 1:
+                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                "num_heads",
+                f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}",
+            )
+        if self.head_dim is None and self.hidden_size % self.num_heads:
+            raise ConfigError(
+                "num_heads",
+                f"num_heads={self.num_heads} must divide hidden_size={self.hidden_size} where head_dim is not given",
+            )
+        if self.head_size % 2:
+            raise ConfigError("head_dim", f"got {self.head_size}, must be even: rotary positions turn pairs")
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head, `H` in shape legends."""
+        return self.head_dim if self.head_dim is not None else self.hidden_size // self.num_heads

@@ -1,0 +1,99 @@
+"""From hidden states to the log-probabilities of the labels, without keeping a float32 copy of the logits.
+
+    z = h Wᵀ / temperature        lse = log Σ exp z
+    logprob = z[label] - lse      entropy = lse - Σ softmax(z) z
+
+Both are differentiable: with p = softmax(z), d logprob / dz = onehot - p and
+d entropy / dz = -p (log p + entropy). Only scored tokens (label != -100) are computed. Small problems
+keep the logits in the compute dtype for the backward pass, large ones recompute them chunk by chunk
+(the choice is by size alone). It does not handle a vocabulary that is sharded over ranks.
+
+Shapes: `M` scored tokens, `D` model width, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+CHUNK_ELEMENTS = 1 << 23  # logits per chunk: 32 MiB in float32
+KEEP_ELEMENTS = 1 << 25  # keep logits up to 64 MiB in bf16; above that recompute them
+
+
+def label_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of `labels` and entropy of their distributions, under softmax(h Wᵀ / temperature).
+
+    Args:
+        hidden: [..., D]; weight: [V, D]; labels: [...] int64, -100 = not scored.
+    Returns:
+        logprobs and entropy, each [...] float32 (float64 for float64 input), 0 where not scored.
+    """
+    flat = labels.reshape(-1)
+    index = (flat != IGNORED).nonzero().squeeze(-1)
+    scored = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
+    compute = torch.get_autocast_dtype(hidden.device.type) if _autocasting(hidden) else hidden.dtype
+    logprobs, entropy = _LabelLogprobs.apply(scored, weight, flat.index_select(0, index), temperature, compute)
+    empty = logprobs.new_zeros(flat.shape)
+    return (
+        empty.index_copy(0, index, logprobs).view(labels.shape),
+        empty.index_copy(0, index, entropy).view(labels.shape),
+    )
+
+
+def _autocasting(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+
+
+class _LabelLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, compute: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            h, w = hidden.to(compute), weight.to(compute)
+            rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+            keep = hidden.shape[0] * weight.shape[0] <= KEEP_ELEMENTS
+            logprobs, entropies, logsums, kept = [], [], [], []
+            for part, label in zip(h.split(rows), labels.split(rows), strict=True):
+                raw = part @ w.T
+                z = _wide(raw, temperature)
+                lse = z.logsumexp(-1)
+                logprobs.append(z.gather(-1, label[:, None]).squeeze(-1) - lse)
+                entropies.append(lse - ((z - lse[:, None]).exp_() * z).sum(-1))
+                logsums.append(lse)
+                if keep:
+                    kept.append(raw)
+        ctx.save_for_backward(hidden, weight, labels, torch.cat(logsums), torch.cat(entropies), *kept)
+        ctx.temperature, ctx.compute, ctx.rows = temperature, compute, rows
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_logprob, grad_entropy = grads
+        hidden, weight, labels, logsums, entropies, *kept = ctx.saved_tensors
+        with torch.autocast(hidden.device.type, enabled=False):
+            h, w = hidden.to(ctx.compute), weight.to(ctx.compute)
+            grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+            with_entropy = bool(grad_entropy.any())
+            for i, start in enumerate(range(0, len(h), ctx.rows)):
+                part = slice(start, start + ctx.rows)
+                z = _wide(kept[i] if kept else h[part] @ w.T, ctx.temperature)
+                logp = z - logsums[part, None]
+                p = logp.exp()
+                g = p * -grad_logprob[part, None]
+                if with_entropy:
+                    g -= p * (logp + entropies[part, None]) * grad_entropy[part, None]
+                g.scatter_add_(1, labels[part, None], grad_logprob[part, None])
+                g = (g / ctx.temperature).to(ctx.compute)
+                grad_hidden[part] = (g @ w).to(hidden.dtype)
+                grad_weight += (g.T @ h[part]).to(weight.dtype)
+        return grad_hidden, grad_weight, None, None, None
+
+
+def _wide(raw: Tensor, temperature: float) -> Tensor:
+    """Logits in float32 at least, divided by the temperature."""
+    z = raw if raw.dtype == torch.float64 else raw.float()
+    return z / temperature if temperature != 1.0 else z

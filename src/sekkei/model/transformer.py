@@ -1,0 +1,126 @@
+"""The model: ids -> embedding -> blocks -> norm -> head. Plain single-device PyTorch that knows of no parallelism.
+
+What a layout needs from it is here: blocks in a `ModuleDict` keyed by layer index, embedding and heads
+optional (a pipeline stage may lack them), positions passed in explicitly, attention injected, no buffers
+(rotary tables are made from positions), so it can be built on the meta device. How a block is run is
+injected too (`run_block`): activation checkpointing wraps it.
+
+Heads: `lm` scores tokens; `value` and `reward` give one scalar per token.
+
+Shapes: `B` batch, `T` tokens, `D` model width, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Literal
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+from sekkei.model.config import ModelConfig
+from sekkei.model.layers import Attend, Block, RMSNorm, Rope, rope_tables
+from sekkei.model.logprobs import label_logprobs
+from sekkei.model.output import Output
+
+Head = Literal["lm", "value", "reward"]
+RunBlock = Callable[[Block, Tensor, Rope, Attend, int], Tensor]
+
+
+def run_plainly(block: Block, x: Tensor, rope: Rope, attend: Attend, layer: int) -> Tensor:
+    return block(x, rope, attend, layer)
+
+
+def run_recomputed(block: Block, x: Tensor, rope: Rope, attend: Attend, layer: int) -> Tensor:
+    """Keep only the block's input and recompute the rest in the backward pass (Chen et al. 2016)."""
+    return torch.utils.checkpoint.checkpoint(block, x, rope, attend, layer, use_reentrant=False)
+
+
+class Transformer(nn.Module):
+    """Decoder-only language model.
+
+    Args:
+        config: sizes; `vocab_size` must be set.
+        heads: which heads it carries.
+        layers: indices of the blocks it holds (None: all).
+        embedding: whether it holds the token embedding and therefore takes ids.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        heads: Collection[Head] = ("lm",),
+        layers: Collection[int] | None = None,
+        embedding: bool = True,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.embed = nn.Embedding(config.vocab_size, width) if embedding else None
+        self.layers = nn.ModuleDict({str(i): Block(config) for i in (layers or range(config.num_layers))})
+        self.norm = RMSNorm(width, config.norm_eps) if heads else None
+        self.lm_head = nn.Linear(width, config.vocab_size, bias=False) if "lm" in heads else None
+        self.value_head = nn.Linear(width, 1, bias=False) if "value" in heads else None
+        self.reward_head = nn.Linear(width, 1, bias=False) if "reward" in heads else None
+        if config.tied_embeddings and self.lm_head is not None and self.embed is not None:
+            self.lm_head.weight = self.embed.weight
+        self.run_block: RunBlock = run_plainly
+
+    def hidden(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Run the blocks.
+
+        Args:
+            x: ids [B, T] int64, or hidden states [B, T, D] where this part has no embedding.
+            positions: [B, T] int64.
+        Returns:
+            [B, T, D], normalised where this part has a head.
+        """
+        if self.embed is not None:
+            x = self.embed(x)
+        rope = rope_tables(positions, self.config, self._compute_dtype(x))
+        for index, block in self.layers.items():
+            x = self.run_block(block, x, rope, attend, int(index))  # type: ignore[arg-type]
+        return self.norm(x) if self.norm is not None else x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] normalised hidden states -> [..., V] scores of the next token."""
+        if self.lm_head is None:
+            raise RuntimeError("this model has no lm head")
+        return self.lm_head(hidden)
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        labels: Tensor | None = None,
+        wants: Collection[str] = (),
+        temperature: float = 1.0,
+    ) -> Tensor | Output:
+        """Hidden states where nothing is wanted (an inner pipeline stage), else the wanted per-token results.
+
+        Args:
+            labels: [B, T] int64, -100 = not scored; needed for `logprobs` and `entropy`.
+            wants: any of "logprobs", "entropy", "values" (from the value head, else the reward head).
+        """
+        h = self.hidden(x, positions, attend)
+        if not wants:
+            return h
+        logprobs = entropy = values = None
+        if "logprobs" in wants or "entropy" in wants:
+            if self.lm_head is None or labels is None:
+                raise RuntimeError("log-probabilities need an lm head and labels")
+            logprobs, entropy = label_logprobs(h, self.lm_head.weight, labels, temperature)
+        if "values" in wants:
+            head = self.value_head if self.value_head is not None else self.reward_head
+            if head is None:
+                raise RuntimeError("values need a value or reward head")
+            values = head(h).squeeze(-1).float() if h.dtype != torch.float64 else head(h).squeeze(-1)
+        return Output(logprobs=logprobs, entropy=entropy if "entropy" in wants else None, values=values)
+
+    def _compute_dtype(self, x: Tensor) -> torch.dtype:
+        device = x.device.type
+        if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return x.dtype
