@@ -1,0 +1,106 @@
+"""The text that a model reads before it is taught anything: five domains, each split into train and held out.
+
+    docs      cleaned pages                      (pages.py -> text/clean.py)
+    code      source of the standard library     (code.py)
+    math      generated problems with solutions  (tasks/maths.py)
+    patterns  symbol mappings, learnable only from context (tasks/patterns.py)
+    chains    solved chain arithmetic in the think format, without roles (tasks/chain.py)
+
+Documents fall on one side of the split by a hash of their id. Generated chains of the held-out side of
+the *task's* own split never appear here at all.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from sekkei.core.errors import ConfigError
+from sekkei.core.seed import derive_seed
+from sekkei.data.code import CodeConfig
+from sekkei.data.pages import PagesConfig
+from sekkei.data.tasks import chain, held_out, maths, patterns
+from sekkei.data.tasks.chain import ChainConfig
+from sekkei.data.tasks.patterns import PatternConfig
+from sekkei.text.clean import CleanConfig
+from sekkei.text.document import Document
+
+DOMAINS = ("docs", "code", "math", "patterns", "chains")
+TRUSTED = frozenset({"chains"})  # domains whose special tokens are special
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedConfig:
+    """How many documents of each generated domain."""
+
+    math: int = 20_000
+    patterns: int = 10_000
+    chains: int = 30_000
+
+    def __post_init__(self) -> None:
+        for key in ("math", "patterns", "chains"):
+            if getattr(self, key) < 10:
+                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 10: one in some dozens is held out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Everything that becomes training text. `heldout_percent` of the documents of each domain are held out."""
+
+    pages: PagesConfig = field(default_factory=PagesConfig)
+    clean: CleanConfig = field(default_factory=CleanConfig)
+    code: CodeConfig = field(default_factory=CodeConfig)
+    generated: GeneratedConfig = field(default_factory=GeneratedConfig)
+    chain: ChainConfig = field(default_factory=ChainConfig)
+    patterns: PatternConfig = field(default_factory=PatternConfig)
+    facts: int = 2_000
+    heldout_percent: int = 4
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.heldout_percent <= 50:
+            raise ConfigError("heldout_percent", f"got {self.heldout_percent}, must be between 1 and 50")
+        if self.facts < 1:
+            raise ConfigError("facts", f"got {self.facts}, must be >= 1")
+
+
+def generated(config: DataConfig, seed: int) -> dict[str, list[Document]]:
+    """The documents of the generated domains."""
+    makers: dict[str, Callable[[random.Random], str]] = {
+        "math": maths.maths_document,
+        "patterns": lambda rng: patterns.pattern_document(rng, config.patterns),
+        "chains": lambda rng: chain_document(rng, config.chain),
+    }
+    domains = {}
+    for name, make in makers.items():
+        count = getattr(config.generated, name)
+        texts = [make(random.Random(derive_seed("generated", name, seed, i))) for i in range(count)]
+        unique = dict.fromkeys(texts)  # a text that came twice must not stand on both sides of the split
+        domains[name] = [Document(id=f"{name}/{i}", text=text, source=name, lang="en") for i, text in enumerate(unique)]
+    return domains
+
+
+def chain_document(rng: random.Random, config: ChainConfig) -> str:
+    """A solved chain in the think format, every style equally frequent, no roles."""
+    problem = chain.sample_problem(rng, rng.choice(config.train_operations), "train", config)
+    question, thought, answer = chain.solved(problem, rng.choice(chain.STYLES))
+    return f"{question}\n<think>{thought}</think>{answer}"
+
+
+def split_documents(documents: Sequence[Document], percent: int) -> tuple[list[Document], list[Document]]:
+    """(train, held out) by a hash of the text; where chance left a side empty, one document goes over.
+
+    Raises:
+        ConfigError: fewer than two documents.
+    """
+    if len(documents) < 2:
+        raise ConfigError(
+            "data", f"{len(documents)} documents are left of a domain: it needs 2, one of them held out"
+        )
+    held = [doc for doc in documents if held_out("document", doc.text, percent)]
+    train = [doc for doc in documents if not held_out("document", doc.text, percent)]
+    if not held:
+        held = [train.pop()]
+    if not train:
+        train = [held.pop()]
+    return train, held

@@ -1,0 +1,91 @@
+"""Held-out bits per byte: how many bits a model needs for a byte of text that it never saw.
+
+    bpb = Σ -log2 p(token) / Σ bytes(token)        over tokens that stand for text (special tokens left out)
+
+Bits per byte do not depend on the tokenizer, so models with different vocabularies can be compared.
+`position_bits` reads only the first window of long documents and reports by position: whether more
+context helps is whether later positions cost fewer bits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from sekkei.data.batch import Batch, Sample, lay_out
+from sekkei.data.packing import pack
+from sekkei.data.shards import Shard
+from sekkei.model.output import Output
+
+ScoreBatch = Callable[[Batch], Output]
+BATCH_TOKENS = 8192
+
+
+def domain_bits(score: ScoreBatch, shard: Shard, context: int, token_bytes: Sequence[int], max_tokens: int) -> float:
+    """Bits per byte of a held-out domain, read in windows of `context` tokens, at most about `max_tokens`."""
+    samples, total = [], 0
+    for document in range(len(shard)):
+        ids = shard[document].astype(np.int64)
+        for start in range(0, len(ids) - 1, context):
+            samples.append(Sample(ids=ids[start : start + context + 1]))
+            total += samples[-1].length
+            if total >= max_tokens:
+                break
+        if total >= max_tokens:
+            break
+    bits, sizes = _token_bits(score, samples, context, token_bytes)
+    return float(bits.sum() / sizes.sum())
+
+
+def position_bits(
+    score: ScoreBatch,
+    shards: Sequence[Shard],
+    edges: Sequence[int],
+    token_bytes: Sequence[int],
+    max_documents: int,
+) -> dict[tuple[int, int], float]:
+    """Bits per byte by position, in documents that fill the whole window.
+
+    Args:
+        edges: ascending positions, e.g. (0, 128, 256, 1024); the last is the window.
+        max_documents: of each shard.
+    Returns:
+        (from, to) -> bits per byte of the labels at those positions; empty where no document is long enough.
+    """
+    window = edges[-1]
+    samples = []
+    for shard in shards:
+        long = [d for d in range(len(shard)) if shard.lengths[d] > window][:max_documents]
+        samples += [Sample(ids=shard[d][: window + 1].astype(np.int64)) for d in long]
+    if not samples:
+        return {}
+    bits, sizes = _token_bits(score, samples, window, token_bytes, whole_rows=True)
+    return {
+        (low, high): float(bits[:, low:high].sum() / sizes[:, low:high].sum())
+        for low, high in itertools.pairwise(edges)
+    }
+
+
+def _token_bits(
+    score: ScoreBatch, samples: Sequence[Sample], tokens: int, token_bytes: Sequence[int], whole_rows: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bits and bytes of every label, each [rows, tokens]; 0 where a label stands for no text."""
+    table = torch.tensor(token_bytes, dtype=torch.float32)
+    if whole_rows:
+        rows = [[sample] for sample in samples]
+    else:
+        rows = [[samples[i] for i in row] for row in pack([s.length for s in samples], tokens)]
+    size = max(1, BATCH_TOKENS // tokens)
+    bits, sizes = [], []
+    for start in range(0, len(rows), size):
+        batch = lay_out(rows[start : start + size], tokens)
+        out = score(batch)
+        assert out.logprobs is not None
+        here = table[batch.labels.clamp(min=0)] * (batch.labels >= 0)
+        sizes.append(here)
+        bits.append(-out.logprobs.cpu() / math.log(2) * (here > 0))
+    return torch.cat(bits), torch.cat(sizes)

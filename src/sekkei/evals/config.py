@@ -1,0 +1,41 @@
+"""How much is measured after each stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sekkei.core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Sizes of the held-out sets.
+
+    Args:
+        tokens: per domain, for bits per byte. quick_tokens: the same while training.
+        long_documents: of each domain, for bits per byte by position.
+        problems: of the reasoning task. max_tokens: of an answer. conversations: everyday turns.
+        requests: harmful and harmless requests. probes: in-context patterns per number of examples.
+        shots: numbers of examples. samples_every: text samples while training, in steps (0 = never).
+    """
+
+    tokens: int = 60_000
+    quick_tokens: int = 8_000
+    long_documents: int = 24
+    problems: int = 128
+    max_tokens: int = 128
+    conversations: int = 100
+    requests: int = 40
+    probes: int = 100
+    shots: tuple[int, ...] = (0, 1, 2, 4, 8)
+    samples_every: int = 200
+
+    def __post_init__(self) -> None:
+        keys = ("tokens", "quick_tokens", "long_documents", "problems", "max_tokens", "conversations", "requests")
+        for key in (*keys, "probes"):
+            if getattr(self, key) < 1:
+                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
+        if not self.shots or min(self.shots) < 0:
+            raise ConfigError("shots", f"got {list(self.shots)}, must list numbers of examples >= 0")
+        if self.samples_every < 0:
+            raise ConfigError("samples_every", f"got {self.samples_every}, must be >= 0 (0 = never)")

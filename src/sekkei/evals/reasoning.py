@@ -1,0 +1,103 @@
+"""Accuracy on the reasoning task: what the model answers at once, sampled, by vote, and at best.
+
+    pass1_greedy    one greedy answer is right
+    pass1_sampled   a sampled answer (temperature 1) is right, on average
+    maj8            the most frequent of 8 sampled answers is right
+    pass8           at least one of 8 is right (unbiased estimator, Chen et al. 2021)
+    steps           results written in the think block of greedy answers, on average
+    ended           greedy answers that end with the stop token
+
+Only the outcome counts: an answer reached through wrong steps is right.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Sequence
+
+from sekkei.core.progress import Bar
+from sekkei.core.seed import derive_seed
+from sekkei.data.tasks import chain
+from sekkei.data.tasks.chain import ChainConfig, ChainProblem
+from sekkei.engine.engine import Engine
+from sekkei.engine.request import Completion, Request, Sampling
+from sekkei.text.chat import encode_prompt, parse_reply
+from sekkei.text.tokenizer import Tokenizer
+from sekkei.tools.statistics import majority, pass_at_k, wilson
+
+VOTES = 8
+
+
+def held_out_problems(config: ChainConfig, operations: int, count: int, seed: int) -> list[ChainProblem]:
+    """`count` problems of the test side."""
+    rng = random.Random(derive_seed("held-out problems", seed, operations))
+    return [chain.sample_problem(rng, operations, "test", config) for _ in range(count)]
+
+
+class ChainExam:
+    """Asks one model a fixed set of problems.
+
+    Args:
+        max_tokens: of an answer, think block included.
+    """
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, problems: Sequence[ChainProblem], max_tokens: int) -> None:
+        self.engine, self.tokenizer, self.problems, self.max_tokens = engine, tokenizer, problems, max_tokens
+
+    def ask(
+        self, temperature: float, n: int, seed: int, thinking: bool = True, bar: Bar | None = None
+    ) -> list[list[Completion]]:
+        """`n` answers to every problem."""
+        sampling = Sampling(temperature=temperature, max_tokens=self.max_tokens, stop_tokens=(self.tokenizer.end_id,))
+        requests = [
+            Request(
+                prompt_ids=tuple(encode_prompt(self.tokenizer, chain.prompt(problem), thinking)),
+                sampling=sampling,
+                n=n,
+                seed=derive_seed("exam", seed, i),
+            )
+            for i, problem in enumerate(self.problems)
+        ]
+        return self.engine.generate(requests)
+
+    def right(self, problem: ChainProblem, completion: Completion) -> bool:
+        """Ended, and with the right number."""
+        return completion.finish_reason == "stop" and chain.verify(problem, self.text(completion))
+
+    def text(self, completion: Completion) -> str:
+        """The decoded answer without its stop token."""
+        ids = completion.token_ids
+        return self.tokenizer.decode(ids[:-1] if completion.finish_reason == "stop" else ids)
+
+    def answer(self, completion: Completion) -> str | None:
+        number = chain.parse_answer(self.text(completion)) if completion.finish_reason == "stop" else None
+        return None if number is None else str(number)
+
+    def greedy(self, thinking: bool = True) -> dict[str, float]:
+        """pass1_greedy with its 95% interval, steps, ended."""
+        answers = [completions[0] for completions in self.ask(0.0, 1, 0, thinking)]
+        right = sum(self.right(p, c) for p, c in zip(self.problems, answers, strict=True))
+        low, high = wilson(right, len(answers))
+        thoughts = [parse_reply(self.tokenizer.decode(c.token_ids)).reasoning or "" for c in answers]
+        return {
+            "pass1_greedy": right / len(answers),
+            "pass1_greedy.low": low,
+            "pass1_greedy.high": high,
+            "steps": statistics.fmean([chain.count_steps(thought) for thought in thoughts]),
+            "ended": statistics.fmean([c.finish_reason == "stop" for c in answers]),
+            "tokens": statistics.fmean([len(c.token_ids) for c in answers]),
+        }
+
+    def sampled(self, seed: int) -> dict[str, float]:
+        """pass1_sampled, maj8, pass8."""
+        groups = self.ask(1.0, VOTES, seed)
+        counts, votes = [], []
+        for problem, group in zip(self.problems, groups, strict=True):
+            counts.append(sum(self.right(problem, completion) for completion in group))
+            votes.append(majority([self.answer(completion) for completion in group]) == str(problem.answer))
+        return {
+            "pass1_sampled": statistics.fmean([count / VOTES for count in counts]),
+            "maj8": statistics.fmean(votes),
+            "pass8": statistics.fmean([pass_at_k(VOTES, count, VOTES) for count in counts]),
+        }

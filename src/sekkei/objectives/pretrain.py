@@ -1,0 +1,112 @@
+"""Pretraining: the next token of every document, averaged over all tokens of the global batch.
+
+    loss = Σ -log p(token) / Σ tokens
+
+It does not handle multi-token prediction or masked spans.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from sekkei.core.errors import ConfigError, UserError
+from sekkei.data.batch import Batch
+from sekkei.data.loader import MixtureLoader, check_mixture
+from sekkei.model.output import Output
+from sekkei.parallel.ops import Ops
+from sekkei.train.loop import LoopConfig
+from sekkei.train.objective import Context, Mean, Metrics, Update
+from sekkei.train.optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """One pretraining stage.
+
+    Args:
+        steps: optimizer steps. context: tokens per row. rows: rows of the global batch. micro_rows: rows per
+            forward pass. mixture: domain -> share of rows. rope_factor: positions are divided by it from this
+            stage on (position interpolation), for a context longer than the one before.
+    """
+
+    steps: int
+    context: int
+    rows: int
+    mixture: dict[str, float]
+    micro_rows: int = 16
+    rope_factor: float = 1.0
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "context", "rows", "micro_rows"):
+            if getattr(self, key) < 1:
+                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
+        if self.rope_factor < 1:
+            raise ConfigError("rope_factor", f"got {self.rope_factor}, must be >= 1 (1 = positions as they are)")
+        check_mixture(self.mixture, "mixture")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the stage reads, padding included."""
+        return self.steps * self.rows * self.context
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """Weighted negative log-likelihood of tokens; also the loss of SFT."""
+
+    wants: frozenset[str] = frozenset({"logprobs"})
+    temperature: float = 1.0
+
+    def units(self, batch: Batch) -> dict[str, Tensor]:
+        return {"tokens": batch.mask.sum()}
+
+    def terms(self, out: Output, batch: Batch, ops: Ops) -> tuple[dict[str, Tensor], Metrics]:
+        assert out.logprobs is not None
+        nll = -(out.logprobs * batch.mask).sum()
+        metrics: Metrics = {}
+        if "bytes" in batch.extra:
+            metrics["bpb"] = Mean(nll.detach() / math.log(2), batch.extra["bytes"].sum())
+        return {"tokens": nll}, metrics
+
+
+class Pretrain:
+    """Reads rows from a mixture.
+
+    Args:
+        rows_per_step: rows of the global batch. micro_rows: rows per forward pass.
+    """
+
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, loader: MixtureLoader, rows_per_step: int, micro_rows: int) -> None:
+        self.loader, self.rows_per_step, self.micro_rows = loader, rows_per_step, micro_rows
+        self.next_row = 0
+
+    def next_step(self, ctx: Context) -> list[Update]:
+        batches = []
+        for start in range(0, self.rows_per_step, self.micro_rows):
+            count = min(self.micro_rows, self.rows_per_step - start)
+            batches.append(self.loader.batch(self.next_row + start, count))
+        self.next_row += self.rows_per_step
+        return [Update("policy", batches, TokenLoss())]
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Nothing to control."""
+
+    def step_metrics(self) -> Mapping[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next_row": self.next_row, "rows_per_step": self.rows_per_step, "context": self.loader.context}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if (state["rows_per_step"], state["context"]) != (self.rows_per_step, self.loader.context):
+            raise UserError(f"the checkpoint read rows as {dict(state)}; they cannot change within a stage")
+        self.next_row = state["next_row"]

@@ -1,0 +1,117 @@
+"""Supervised fine-tuning: behaviour cloning of the assistant's turns.
+
+The loss is the pretraining loss on the tokens that the chat template frames as learned: every assistant
+turn, its think block and its stop token. Conversations are packed into rows and do not see each other.
+It does not handle conversations longer than a row: those are refused when the data is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sekkei.core.errors import ConfigError
+from sekkei.data.batch import Batch, Sample, lay_out
+from sekkei.data.packing import pack
+from sekkei.objectives.pretrain import TokenLoss
+from sekkei.text.chat import Rendered
+from sekkei.train.loop import LoopConfig
+from sekkei.train.objective import Context, Update
+from sekkei.train.optim import OptimConfig
+
+ROW_LENGTHS = (128, 256, 512, 1024, 2048, 4096)  # buckets: few shapes for compiled graphs and pipelines
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """Reinforcement learning needs something to select from: sampled pass@1 of at least `min_pass1_sampled` on
+    held-out problems. Where SFT misses it, it goes on for `extra_steps`, at most `rounds` times, then fails.
+    """
+
+    min_pass1_sampled: float = 0.1
+    extra_steps: int = 300
+    rounds: int = 3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_pass1_sampled <= 1:
+            raise ConfigError("min_pass1_sampled", f"got {self.min_pass1_sampled}, must be in 0 … 1 (0 = no gate)")
+        if self.extra_steps < 1 or self.rounds < 0:
+            raise ConfigError("extra_steps", f"extra_steps={self.extra_steps} must be >= 1, rounds={self.rounds} >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """Instruction tuning.
+
+    Args:
+        examples: conversations of the global batch. everyday: share of everyday turns, the rest are chains.
+        conversations: distinct everyday conversations. micro_tokens: tokens per forward pass, about.
+    """
+
+    steps: int
+    examples: int = 64
+    everyday: float = 0.3
+    conversations: int = 20_000
+    micro_tokens: int = 8192
+    gate: GateConfig = field(default_factory=GateConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "examples", "conversations", "micro_tokens"):
+            if getattr(self, key) < 1:
+                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
+        if not 0 <= self.everyday <= 1:
+            raise ConfigError("everyday", f"got {self.everyday}, must be a share in 0 … 1")
+
+
+def row_length(longest: int) -> int:
+    """The smallest bucket that holds `longest` tokens."""
+    return next((length for length in ROW_LENGTHS if length >= longest), longest)
+
+
+def pack_samples(samples: Sequence[Sample], micro_tokens: int) -> list[Batch]:
+    """Pack samples into micro-batches of at most about `micro_tokens` tokens, all of one row length."""
+    tokens = row_length(max(sample.length for sample in samples))
+    rows = [[samples[i] for i in row] for row in pack([sample.length for sample in samples], tokens)]
+    width = max(len(row) for row in rows)
+    size = max(1, micro_tokens // tokens)
+    return [lay_out(rows[i : i + size], tokens, width) for i in range(0, len(rows), size)]
+
+
+def sft_sample(rendered: Rendered) -> Sample:
+    """Learned tokens weigh 1, the others 0."""
+    return Sample(ids=rendered.ids, weights=[float(flag) for flag in rendered.learned])
+
+
+class SFT:
+    """Trains on conversations.
+
+    Args:
+        example: index -> sample, a pure function, endless.
+        examples_per_step: of the global batch. micro_tokens: tokens per forward pass, about.
+    """
+
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, example: Callable[[int], Sample], examples_per_step: int, micro_tokens: int) -> None:
+        self.example, self.examples_per_step, self.micro_tokens = example, examples_per_step, micro_tokens
+        self.next_example = 0
+
+    def next_step(self, ctx: Context) -> list[Update]:
+        samples = [self.example(self.next_example + i) for i in range(self.examples_per_step)]
+        self.next_example += self.examples_per_step
+        return [Update("policy", pack_samples(samples, self.micro_tokens), TokenLoss())]
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Nothing to control."""
+
+    def step_metrics(self) -> Mapping[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next_example": self.next_example}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.next_example = state["next_example"]

@@ -1,0 +1,140 @@
+"""The Recipe: one file that describes a model's whole life, validated as a whole.
+
+A recipe is found by name among those that ship with the package, or by path. `extends: laptop` takes
+another recipe's keys as a base; `key.path=value` on the command line comes last. Budgets are steps and
+tokens, never seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from sekkei.core import config as loader
+from sekkei.core.errors import ConfigError, UserError
+from sekkei.data.corpus import DOMAINS, DataConfig
+from sekkei.evals.config import EvalConfig
+from sekkei.model.config import ModelConfig
+from sekkei.objectives.grpo import GRPOConfig
+from sekkei.objectives.preference import DPOConfig
+from sekkei.objectives.pretrain import PretrainConfig
+from sekkei.objectives.sft import SFTConfig
+from sekkei.text.tokenizer import TokenizerConfig
+
+MAX_EXTENDS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A model's life. A stage that is absent (null) is left out; later ones build on the one before.
+
+    Args:
+        name: of the run. seed: of everything random. tracker: where metrics are mirrored.
+        pretrain: stages in order, by name.
+    """
+
+    name: str
+    model: ModelConfig
+    pretrain: dict[str, PretrainConfig]
+    seed: int = 0
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    sft: SFTConfig | None = None
+    dpo: DPOConfig | None = None
+    grpo: GRPOConfig | None = None
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise ConfigError("name", f"got {self.name!r}, must be letters, digits, '-', '_' and '.'")
+        if not self.pretrain:
+            raise ConfigError("pretrain", "needs at least one stage")
+        for stage, config in self.pretrain.items():
+            if config.context > self.model.max_context:
+                raise ConfigError(
+                    f"pretrain.{stage}.context",
+                    f"{config.context} is more than model.max_context={self.model.max_context}",
+                )
+            for domain in config.mixture:
+                if domain not in DOMAINS:
+                    raise ConfigError(
+                        f"pretrain.{stage}.mixture.{domain}", f"no such domain; known: {', '.join(DOMAINS)}"
+                    )
+        for key in ("dpo", "grpo"):
+            if getattr(self, key) is not None and self.sft is None:
+                raise ConfigError(key, "needs the stage sft before it: a base model does not answer in turns")
+        if self.model.vocab_size not in (0, self.tokenizer.vocab_size):
+            raise ConfigError(
+                "model.vocab_size",
+                f"{self.model.vocab_size} differs from tokenizer.vocab_size={self.tokenizer.vocab_size}; leave it out",
+            )
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        longest = {"eval.max_tokens": self.eval.max_tokens}
+        if self.dpo:
+            longest["dpo.pairing.max_tokens"] = self.dpo.pairing.max_tokens
+        if self.grpo:
+            longest["grpo.max_tokens"] = self.grpo.max_tokens
+        for key, tokens in longest.items():
+            if tokens >= self.model.max_context:
+                raise ConfigError(
+                    key, f"{tokens} leaves no room for the prompt in model.max_context={self.model.max_context}"
+                )
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens read in pretraining."""
+        return sum(stage.tokens for stage in self.pretrain.values())
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    files = resources.files("sekkei.recipes").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by shipped name or by path, with command-line overrides.
+
+    Raises:
+        UserError: no such recipe. ConfigError: a key that does not fit.
+    """
+    data = loader.override(resolve(name), overrides)
+    return loader.from_mapping(Recipe, data)
+
+
+def resolve(name: str) -> dict[str, Any]:
+    """The recipe's keys with `extends` worked in, as a plain mapping."""
+    chain: list[dict[str, Any]] = []
+    here: Path | None = None
+    while len(chain) <= MAX_EXTENDS:
+        data, here = _read(name, here)
+        base = data.pop("extends", None)
+        data.setdefault("name", Path(name).stem)
+        chain.append(data)
+        if base is None:
+            merged: dict[str, Any] = {}
+            for layer in reversed(chain):
+                merged = loader.merge(merged, layer)
+            return merged
+        if not isinstance(base, str):
+            raise ConfigError("extends", f"got {base!r}, must be one recipe's name or path")
+        name = base
+    raise ConfigError("extends", f"more than {MAX_EXTENDS} recipes extend each other; is there a circle?")
+
+
+def _read(name: str, relative_to: Path | None) -> tuple[dict[str, Any], Path]:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if relative_to is not None and not path.is_absolute():
+            path = relative_to / path
+        return loader.read_yaml(path), path.parent
+    if name not in shipped():
+        raise UserError(f"{name}: no such recipe; shipped: {', '.join(shipped())}; a file's name ends in .yaml")
+    text = resources.files("sekkei.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    return dict(loader.parse_yaml(text, f"{name}.yaml")), Path.cwd()

@@ -1,0 +1,250 @@
+"""One run: its folder, what stands in it, and the runner that brings it to the end of its recipe.
+
+    runs/laptop/
+        recipe.yaml            the resolved recipe
+        metrics.jsonl          one line per step, of every stage
+        results.json           every figure that the report shows
+        report.html
+        <stage>/               one folder per stage: its artifact, and
+            started.json       the key it was begun with
+            done.json          key, digest of the artifact, figures: written last, so it means "whole"
+
+A stage's key is a hash of what its result depends on: the stage's version, its part of the recipe, the
+seed, the digests of what it reads, torch's version and the thread count. A finished stage with the same
+key is reused; one that was cut off with the same key goes on from its checkpoint; any other is redone.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import yaml
+
+from sekkei.core import atomic, hardware
+from sekkei.core import config as loader
+from sekkei.core.errors import UserError
+from sekkei.core.progress import Console
+from sekkei.core.runlog import RunLog
+from sekkei.recipes.recipe import Recipe
+
+STARTED, DONE = "started.json", "done.json"
+WORKING = ("checkpoints", STARTED, DONE)  # parts of a stage's folder that are not its artifact
+Figures = dict[str, float]
+
+
+class Stage(Protocol):
+    """One step of a model's life."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int:
+        """Raised whenever the code's result changes for the same config."""
+        ...
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Stages whose artifacts it reads."""
+        ...
+
+    @property
+    def config(self) -> Any:
+        """The parts of the recipe that its result depends on, as plain values."""
+        ...
+
+    def run(self, run: Run, out: Path) -> Figures:
+        """Write the artifact into `out` (which holds what an earlier, killed try left) and return its figures."""
+        ...
+
+
+@dataclass
+class Run:
+    """What a stage may use of the run it belongs to."""
+
+    recipe: Recipe
+    folder: Path
+    console: Console
+    log: RunLog
+    device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def artifact(self, stage: str) -> Path:
+        return self.folder / stage
+
+    def done(self, stage: str) -> dict[str, Any] | None:
+        """The record of a finished stage, or None."""
+        path = self.folder / stage / DONE
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except json.JSONDecodeError:
+            raise UserError(f"{path}: is damaged; run again with --from {stage}") from None
+
+    @cached_property
+    def peak_flops(self) -> float:
+        """Of this machine in bf16, for the model FLOP utilisation shown on the console."""
+        return hardware.peak_flops(self.device, torch.bfloat16).flops
+
+
+class Runner:
+    """Runs the stages of a recipe in order.
+
+    Args:
+        stages: in order; a stage reads only earlier ones.
+    """
+
+    def __init__(self, run: Run, stages: Sequence[Stage]) -> None:
+        self.run, self.stages = run, list(stages)
+
+    def go(
+        self, until: str | None = None, begin: str | None = None, only: str | None = None, force: bool = False
+    ) -> None:
+        """Bring the run to its end.
+
+        Args:
+            until: stop after this stage. begin: redo this stage and those after it. only: this one alone.
+            force: redo every selected stage, finished or not.
+        Raises:
+            UserError: an unknown stage's name, or a stage whose inputs are missing.
+        """
+        names = [stage.name for stage in self.stages]
+        for name in (until, begin, only):
+            if name is not None and name not in names:
+                raise UserError(f"{name}: this recipe has no such stage; it has {', '.join(names)}")
+        atomic.sweep(self.run.folder)
+        atomic.write_text(
+            self.run.folder / "recipe.yaml", yaml.safe_dump(loader.to_mapping(self.run.recipe), sort_keys=False)
+        )
+        last = names.index(until) if until else len(names) - 1
+        first_redone = names.index(begin) if begin else len(names)
+        for index, stage in enumerate(self.stages[: last + 1]):
+            if only is None or stage.name == only:
+                self._stage(stage, redo=force or index >= first_redone)
+            self.write_results()
+
+    def _stage(self, stage: Stage, redo: bool) -> None:
+        run, out = self.run, self.run.folder / stage.name
+        key = self._key(stage)
+        done = run.done(stage.name)
+        if done is not None and done["key"] == key and not redo:
+            run.console.say(f"{stage.name:<18} reused")
+            return
+        if redo or not _begun(out, key):
+            shutil.rmtree(out, ignore_errors=True)
+            run.log.drop(stage.name)
+            with atomic.disk_errors(out):
+                out.mkdir(parents=True)
+            atomic.write_json(out / STARTED, {"key": key})
+        (out / DONE).unlink(missing_ok=True)
+        began = time.monotonic()
+        with atomic.disk_errors(out):
+            figures = stage.run(run, out)
+        seconds = time.monotonic() - began
+        record = {
+            "key": key,
+            "digest": artifact_digest(out),
+            "figures": figures,
+            "seconds": seconds,
+            "peak_gib": hardware.peak_rss_gib(),
+        }
+        atomic.write_json(out / DONE, record)
+        run.console.say(f"{stage.name:<18} {seconds:5.0f} s   {summary(figures)}")
+
+    def _key(self, stage: Stage) -> str:
+        inputs = {}
+        for name in stage.reads:
+            done = self.run.done(name)
+            if done is None:
+                raise UserError(f"{stage.name} reads the stage {name}, which is not finished; run it first")
+            inputs[name] = done["digest"]
+        return atomic.sha256_json(
+            {
+                "stage": stage.name,
+                "version": stage.version,
+                "config": loader.to_mapping(stage.config),
+                "seed": self.run.recipe.seed,
+                "inputs": inputs,
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+                "device": self.run.device.type,
+            }
+        )
+
+    def write_results(self) -> None:
+        """Gather the figures of all finished stages into results.json."""
+        figures: Figures = {}
+        digests: dict[str, str] = {}
+        seconds = peak = 0.0
+        for stage in self.stages:
+            done = self.run.done(stage.name)
+            if done is not None:
+                figures |= done["figures"]
+                digests[stage.name] = done["digest"]
+                seconds += done["seconds"]
+                peak = max(peak, done["peak_gib"])
+        figures |= {"run.seconds": seconds, "run.peak_gib": peak}
+        results = {
+            "recipe": self.run.recipe.name,
+            "seed": self.run.recipe.seed,
+            "versions": versions(),
+            "digests": digests,
+            "figures": figures,
+        }
+        atomic.write_json(self.run.folder / "results.json", results)
+
+
+def open_folder(folder: Path, recipe: Recipe) -> None:
+    """Make the run's folder, or check that it belongs to this recipe.
+
+    Raises:
+        UserError: it holds a run of another recipe.
+    """
+    path = folder / "recipe.yaml"
+    if path.exists():
+        other = loader.read_yaml(path).get("name")
+        if other != recipe.name:
+            raise UserError(
+                f"{folder}: holds a run of the recipe {other!r}, this one is {recipe.name!r}; choose another --run-dir"
+            )
+    with atomic.disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def artifact_digest(out: Path) -> str:
+    """SHA-256 over the artifact's files, without checkpoints and records."""
+    parts = {p.name: atomic.sha256(p) for p in out.iterdir() if p.name not in WORKING and not p.name.startswith(".")}
+    return atomic.sha256_json(parts)
+
+
+def versions() -> dict[str, str]:
+    """What the figures were made with."""
+    from importlib.metadata import version
+
+    names = ("sekkei", "torch", "tokenizers", "numpy", "resiliparse", "py3langid")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def summary(figures: Mapping[str, float], most: int = 6) -> str:
+    """The first figures of a stage on one line, their common prefix cut."""
+    shown = [(name, value) for name, value in figures.items() if not name.endswith((".low", ".high"))][:most]
+    parts = []
+    for name, value in shown:
+        short = ".".join(name.split(".")[-2:]) if "bpb" in name else name.split(".")[-1]
+        parts.append(f"{short} {value:.3g}" if value != int(value) else f"{short} {int(value):,}")
+    return "  ".join(parts)
+
+
+def _begun(out: Path, key: str) -> bool:
+    try:
+        return json.loads((out / STARTED).read_text(encoding="utf-8")).get("key") == key
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False

@@ -1,0 +1,178 @@
+"""Removing texts that say the same: equal ones by a hash, nearly equal ones by MinHash.
+
+Near duplicates (Broder 1997; parameters of FineWeb, Penedo et al. 2024, section 3.3):
+
+    words --5-grams--> shingles --112 hashes, minimum of each--> signature [112]
+    signature = 14 bands of 8 rows; two texts that share a whole band are joined
+
+The minimum of hash h is the same for two texts with probability J, their Jaccard similarity over
+shingles; so a pair is joined with probability 1 - (1 - J^8)^14: 0.924 at J = 0.8, 0.999 at 0.9,
+0.18 at 0.6. Joined pairs are closed to clusters by union-find, and of a cluster the text with the
+smallest id stays. The outcome depends on the set of texts and not on their order.
+
+The 112 hashes are h_i(x) = a_i * x + b_i mod 2^64 with odd a_i (Dietzfelbinger et al. 1997) of a well mixed
+64-bit shingle hash. Where a script does not part words, each character is a word.
+
+Not handled: repeated spans inside otherwise different texts (suffix arrays), translations, paraphrase,
+and corpora whose signatures (896 bytes a text) exceed memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sekkei.core.errors import ConfigError
+from sekkei.core.seed import derive_seed
+from sekkei.text.quality import UNSPACED
+
+_WORD = re.compile(f"[{UNSPACED}]|[^\\W{UNSPACED}]+")
+_CHUNK = 2048  # shingles hashed at once: 2048 × 112 × 8 bytes = 1.8 MB, which stays in the cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class DedupConfig:
+    """Which duplicates go, and how alike texts must be to count as near duplicates.
+
+    Args:
+        exact: drop texts that are equal but for case, spacing and Unicode form.
+        near: drop near duplicates.
+        ngram: words per shingle.
+        bands, rows: a pair of Jaccard J is found with probability 1 - (1 - J^rows)^bands.
+    """
+
+    exact: bool = True
+    near: bool = True
+    ngram: int = 5
+    bands: int = 14
+    rows: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("ngram", "bands", "rows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, f"{getattr(self, name)} must be at least 1")
+
+    @property
+    def threshold(self) -> float:
+        """The Jaccard similarity at which the S-curve is steepest: (1/bands)^(1/rows)."""
+        return (1 / self.bands) ** (1 / self.rows)
+
+
+def normalized(text: str) -> str:
+    """Text with case, spacing and Unicode compatibility forms evened out."""
+    return " ".join(unicodedata.normalize("NFKC", text).lower().split())
+
+
+def exact_duplicates(ids: Sequence[str], texts: Sequence[str]) -> dict[int, int]:
+    """Texts that equal another after `normalized`.
+
+    Returns:
+        index of each text to drop -> index of the equal text with the smallest id, which stays.
+    """
+    groups: dict[bytes, list[int]] = {}
+    for index, text in enumerate(texts):
+        groups.setdefault(hashlib.sha256(normalized(text).encode("utf-8", "replace")).digest(), []).append(index)
+    return _keep_smallest(ids, groups.values())
+
+
+def near_duplicates(
+    ids: Sequence[str],
+    texts: Sequence[str],
+    config: DedupConfig,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[int, tuple[int, float]]:
+    """Texts that are nearly the same as another, over whole clusters.
+
+    Args:
+        progress: called as progress(done, total) after each text's signature.
+    Returns:
+        index of each text to drop -> (index of the text of its cluster that stays, share of equal
+        minima with it: an estimate of their Jaccard similarity with standard error ≤ 0.05).
+    """
+    rows = signatures(texts, config, progress)
+    parent = list(range(len(texts)))
+    for band in range(config.bands):
+        first: dict[bytes, int] = {}
+        block = np.ascontiguousarray(rows[:, band * config.rows : (band + 1) * config.rows])
+        for index in range(len(texts)):
+            other = first.setdefault(block[index].tobytes(), index)
+            parent[_root(parent, index)] = _root(parent, other)
+    clusters: dict[int, list[int]] = {}
+    for index in range(len(texts)):
+        clusters.setdefault(_root(parent, index), []).append(index)
+    dropped = _keep_smallest(ids, clusters.values())
+    return {index: (kept, float((rows[index] == rows[kept]).mean())) for index, kept in dropped.items()}
+
+
+def signatures(
+    texts: Sequence[str], config: DedupConfig, progress: Callable[[int, int], None] | None = None
+) -> np.ndarray:
+    """MinHash signatures, [len(texts), bands * rows] uint64; a pure function of each text."""
+    count = config.bands * config.rows
+    draws = np.array([[derive_seed("minhash", i, part) for part in ("a", "b")] for i in range(count)], np.uint64)
+    a, b = (draws[:, 0] << np.uint64(1)) | np.uint64(1), draws[:, 1]
+    known: dict[str, int] = {}
+    result = np.empty((len(texts), count), dtype=np.uint64)
+    for index, text in enumerate(texts):
+        marks = shingles(text, config.ngram, known)
+        minimum = np.full(count, np.iinfo(np.uint64).max, dtype=np.uint64)
+        for start in range(0, len(marks), _CHUNK):
+            hashed = marks[start : start + _CHUNK, None] * a + b  # wraps at 2^64: that is the modulus
+            np.minimum(minimum, hashed.min(axis=0), out=minimum)
+        result[index] = minimum
+        if progress:
+            progress(index + 1, len(texts))
+    return result
+
+
+def shingles(text: str, ngram: int, known: dict[str, int] | None = None) -> np.ndarray:
+    """The set of a text's word n-grams as sorted 64-bit hashes, [S] uint64, S ≥ 1.
+
+    A text of fewer words than `ngram` is one shingle.
+
+    Args:
+        known: cache of word hashes, filled by this call.
+    """
+    known = {} if known is None else known
+    found = _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+    marks = np.empty(len(found), dtype=np.uint64)
+    for i, word in enumerate(found):
+        mark = known.get(word)
+        if mark is None:
+            mark = known[word] = int.from_bytes(
+                hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
+            )
+        marks[i] = mark
+    width = max(1, min(ngram, len(marks)))
+    total = np.zeros(max(1, len(marks) - width + 1), dtype=np.uint64)
+    if len(marks):
+        for shift in range(width):  # a polynomial in an odd base, so that word order counts
+            total = total * np.uint64(0x9E3779B97F4A7C15) + marks[shift : shift + len(total)]
+    return np.unique(_mix(total))
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    """MurmurHash3's 64-bit finaliser (Appleby 2011): every input bit reaches every output bit."""
+    z = (z ^ (z >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    z = (z ^ (z >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return z ^ (z >> np.uint64(33))
+
+
+def _root(parent: list[int], index: int) -> int:
+    while parent[index] != index:
+        parent[index] = parent[parent[index]]  # halve the path
+        index = parent[index]
+    return index
+
+
+def _keep_smallest(ids: Sequence[str], groups) -> dict[int, int]:
+    dropped = {}
+    for group in groups:
+        kept = min(group, key=lambda index: ids[index])
+        dropped.update({index: kept for index in group if index != kept})
+    return dropped

@@ -1,0 +1,218 @@
+"""THE loop: one for pretraining, SFT, preferences and reinforcement learning.
+
+    objective.next_step ─► updates ─► backward ─► clip ─► finite? ─► optimizer ─► observe ─► hooks ─► checkpoint
+
+It knows no algorithm and no layout. What it guarantees: the same recipe, seed and machine give the same
+bits, also when the process was killed in between; a step whose gradient is not finite is skipped and
+logged, and several in a row stop the run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sekkei.core.errors import ConfigError, UserError
+from sekkei.core.progress import Bar
+from sekkei.core.runlog import RunLog
+from sekkei.data.batch import Batch
+from sekkei.model.transformer import Transformer
+from sekkei.train.checkpoint import Checkpoints
+from sekkei.train.objective import Context, Objective, Update
+from sekkei.train.optim import Optimizer
+from sekkei.train.step import Step
+
+MAX_SKIPPED = 3  # non-finite steps in a row before the run stops
+
+Hook = Callable[[int], Mapping[str, float]]
+"""Called with the number of steps done; its figures are logged with the step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How a stage is run; it changes no figure but `dtype`'s rounding.
+
+    checkpoint_every, eval_every: in steps, 0 = never. dtype: of forward and backward; weights and optimizer
+    state stay float32. recompute: `full` keeps only the blocks' inputs and recomputes the rest in the
+    backward pass. keep_last: checkpoints that stay beside the best one.
+    """
+
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    recompute: Literal["none", "full"] = "none"
+    checkpoint_every: int = 200
+    keep_last: int = 1
+    eval_every: int = 100
+
+    def __post_init__(self) -> None:
+        for key in ("checkpoint_every", "eval_every"):
+            if getattr(self, key) < 0:
+                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 0 (0 = never)")
+        if self.keep_last < 1:
+            raise ConfigError("keep_last", f"got {self.keep_last}, must be >= 1")
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model that is trained, with its optimizer."""
+
+    model: Transformer
+    optimizer: Optimizer
+
+
+@dataclass
+class Loop:
+    """One training stage.
+
+    Args:
+        stage: its name in `metrics.jsonl`. steps: of the objective.
+        trainees: by role; every role that an update names.
+        hooks: (every n steps, hook). The figure `watched` of a hook chooses the best checkpoint.
+        flops_per_token: for the model FLOP utilisation; peak_flops: of this machine.
+    """
+
+    stage: str
+    steps: int
+    config: LoopConfig
+    objective: Objective
+    trainees: Mapping[str, Trainee]
+    step: Step
+    ctx: Context
+    log: RunLog
+    checkpoints: Checkpoints
+    hooks: Sequence[tuple[int, Hook]] = ()
+    flops_per_token: float = 0.0
+    peak_flops: float = 0.0
+    tokens: int = 0
+    skipped: int = 0
+
+    def run(self, bar: Bar) -> None:
+        """Train to the last step, from the newest checkpoint if there is one."""
+        start = self._resume()
+        self.log.truncate(self.stage, start)
+        for step in range(start, self.steps):
+            began, tokens_before = time.perf_counter(), self.tokens
+            self.ctx.step = step
+            record = self._take(step)
+            done = step + 1
+            self._machine(record, time.perf_counter() - began, self.tokens - tokens_before)
+            watched = None
+            for every, hook in self.hooks:
+                if every and (done % every == 0 or done == self.steps):
+                    figures = dict(hook(done))
+                    watched = figures.pop("watched", watched)
+                    record.update(figures)
+            self.log.write({"stage": self.stage, "step": done, "tokens": self.tokens, **record})
+            bar.update(done, console_line(record))
+            every = self.config.checkpoint_every
+            if (every and done % every == 0) or done == self.steps:
+                self._save(done, watched)
+
+    def _take(self, step: int) -> dict[str, object]:
+        record: dict[str, object] = {}
+        for update in self.objective.next_step(self.ctx):
+            record.update(self._update(update, step))
+        record.update(self.objective.step_metrics())
+        self.objective.observe({k: v for k, v in record.items() if isinstance(v, float)})
+        return record
+
+    def _update(self, update: Update, step: int) -> dict[str, float]:
+        """One optimizer step of one model; its figures carry the role's name unless it is the policy."""
+        trainee = self.trainees[update.role]
+        metrics = self.step.backward(update)
+        figures = {name: float(m.total / m.weight.clamp(min=1e-9)) for name, m in metrics.items()}
+        norm = clip_gradients(list(trainee.optimizer.names), trainee.optimizer.config.clip)
+        figures["grad_norm"] = norm
+        self.tokens += count_tokens(update.micro_batches)
+        if math.isfinite(norm) and math.isfinite(figures["loss"]):
+            figures["lr"] = trainee.optimizer.step(step)
+            self.skipped = 0
+        else:
+            trainee.optimizer.zero_grad()
+            self.skipped += 1
+            figures["skipped"] = float(self.skipped)
+            if self.skipped >= MAX_SKIPPED:
+                raise UserError(
+                    f"{self.stage}: the gradient was not finite {MAX_SKIPPED} times in a row at step {step}; the last "
+                    f"checkpoint is good: lower {self.stage}.optim.lr (now {trainee.optimizer.config.lr}) and run again"
+                )
+        prefix = "" if update.role == "policy" else f"{update.role}/"
+        return {prefix + name: value for name, value in figures.items()}
+
+    def _machine(self, record: dict[str, object], seconds: float, tokens: int) -> None:
+        rate = tokens / max(seconds, 1e-9)
+        machine = {"seconds": seconds, "tokens_per_second": rate}
+        if self.peak_flops:
+            machine["mfu"] = rate * self.flops_per_token / self.peak_flops
+        record["machine"] = machine
+
+    def _save(self, done: int, watched: float | None) -> None:
+        tensors: dict[str, Tensor] = {}
+        for role, trainee in self.trainees.items():
+            tensors |= {f"{role}/model/{name}": p for name, p in trainee.model.named_parameters()}
+            tensors |= {f"{role}/{name}": t for name, t in trainee.optimizer.tensors().items()}
+        state = {"tokens": self.tokens, "skipped": self.skipped, "objective": self.objective.state_dict()}
+        self.checkpoints.save(done, tensors, state, watched)
+
+    def _resume(self) -> int:
+        found = self.checkpoints.load()
+        if found is None:
+            return 0
+        done, tensors, state = found
+        for role, trainee in self.trainees.items():
+            load_model(trainee.model, part(tensors, f"{role}/model/"))
+            trainee.optimizer.load_tensors(part(tensors, f"{role}/"))
+        self.tokens, self.skipped = state["tokens"], state["skipped"]
+        self.objective.load_state_dict(state["objective"])
+        return done
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@torch.no_grad()
+def load_model(model: Transformer, tensors: Mapping[str, Tensor]) -> None:
+    """Copy named tensors into a model's parameters; every parameter must be there."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(tensors[name])
+
+
+def clip_gradients(parameters: Sequence[torch.nn.Parameter], limit: float) -> float:
+    """Scale gradients so that their common norm is at most `limit`; returns the norm before."""
+    return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+
+
+def count_tokens(batches: Sequence[Batch]) -> int:
+    """Tokens that are no padding."""
+    return sum(int((batch.segments >= 0).sum()) for batch in batches)
+
+
+def console_line(record: Mapping[str, object]) -> str:
+    """`loss 3.412  bpb 1.41  gnorm 0.84  lr 3.0e-04  41.2k tok/s  mfu 38%`, with what the record holds."""
+    shown = []
+    formats = {
+        "loss": "loss {:.3f}",
+        "bpb": "bpb {:.2f}",
+        "reward": "reward {:.2f}",
+        "accuracy": "acc {:.2f}",
+        "steps_written": "steps {:.1f}",
+        "grad_norm": "gnorm {:.2f}",
+        "lr": "lr {:.1e}",
+    }
+    for name, form in formats.items():
+        value = record.get(name)
+        if isinstance(value, float):
+            shown.append(form.format(value))
+    machine = record.get("machine")
+    if isinstance(machine, Mapping):
+        shown.append(f"{machine['tokens_per_second'] / 1000:.1f}k tok/s")
+        if "mfu" in machine:
+            shown.append(f"mfu {machine['mfu']:.0%}")
+    return "  ".join(shown)

@@ -1,0 +1,95 @@
+"""Forward and backward of one update on one process: the plain step.
+
+A step owns how a model is run (autocast, attention, recomputation) and how an update's sums become one
+gradient. A pipeline step has the same two methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sekkei.data.batch import Batch
+from sekkei.model.attention import DenseAttend
+from sekkei.model.output import Output
+from sekkei.parallel.ops import Ops
+from sekkei.train.objective import Mean, Metrics, Update
+
+
+class Step(Protocol):
+    """How models are run: plainly here, as a pipeline in a layout."""
+
+    def score(self, role: str, batch: Batch, wants: frozenset[str], temperature: float) -> Output:
+        """Forward without gradients."""
+        ...
+
+    def backward(self, update: Update) -> Metrics:
+        """Add the update's gradient to its model's parameters; returns metrics with the loss among them."""
+        ...
+
+
+class PlainStep:
+    """One process holds whole models.
+
+    Args:
+        models: by role.
+        ops: reductions over the data axes.
+        autocast: compute dtype of forward passes; None: the weights' own.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module], ops: Ops, device: torch.device, autocast: torch.dtype | None):
+        self.models, self.ops, self.device, self.autocast = models, ops, device, autocast
+
+    @torch.no_grad()
+    def score(self, role: str, batch: Batch, wants: frozenset[str], temperature: float) -> Output:
+        return self._forward(role, batch.to(self.device), wants, temperature)
+
+    def backward(self, update: Update) -> Metrics:
+        loss_fn, ops = update.loss, self.ops
+        units = add_units([loss_fn.units(batch) for batch in update.micro_batches])
+        units = {kind: ops.all_sum(count) for kind, count in units.items()}
+        total: Metrics = {}
+        for cpu_batch in update.micro_batches:
+            batch = cpu_batch.to(self.device)
+            out = self._forward(update.role, batch, loss_fn.wants, loss_fn.temperature)
+            terms, metrics = loss_fn.terms(out, batch, ops)
+            loss = normalised(terms, units)
+            loss.backward()
+            metrics = {**metrics, "loss": Mean(loss.detach(), torch.ones_like(loss, requires_grad=False))}
+            add_metrics(total, metrics)
+        whole = total["loss"]
+        total["loss"] = Mean(ops.all_sum(whole.total), torch.ones_like(whole.total))
+        return {
+            name: mean if name == "loss" else Mean(ops.all_sum(mean.total), ops.all_sum(mean.weight))
+            for name, mean in total.items()
+        }
+
+    def _forward(self, role: str, batch: Batch, wants: frozenset[str], temperature: float) -> Output:
+        model = self.models[role]
+        with torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+            return model(batch.ids, batch.positions, DenseAttend(batch.segments), batch.labels, wants, temperature)
+
+
+def add_units(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Sum the units of several micro-batches."""
+    total: dict[str, Tensor] = {}
+    for part in parts:
+        for kind, count in part.items():
+            total[kind] = total[kind] + count if kind in total else count
+    return total
+
+
+def normalised(terms: Mapping[str, Tensor], units: Mapping[str, Tensor]) -> Tensor:
+    """Σ over kinds of (sum of this micro-batch / global count); a kind without any unit adds nothing."""
+    parts = [value / units[kind].to(value).clamp(min=1) for kind, value in sorted(terms.items())]
+    return torch.stack(parts).sum()
+
+
+def add_metrics(total: Metrics, metrics: Metrics) -> None:
+    """Add a micro-batch's metrics to the running sums."""
+    for name, mean in metrics.items():
+        weight, value = mean.weight.detach(), mean.total.detach()
+        total[name] = Mean(total[name].total + value, total[name].weight + weight) if name in total else mean
