@@ -28,6 +28,7 @@ from sekkei.core.errors import UserError
 
 # verb -> (module with `command`, one line of help), in the order of a first session
 VERBS: dict[str, tuple[str, str]] = {
+    "run": ("sekkei.cli.run", "bring a recipe to life: from raw pages to a chatting, reasoning model"),
     "doctor": ("sekkei.cli.doctor", "show this machine, and which optional parts are missing"),
 }
 

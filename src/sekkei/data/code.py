@@ -61,16 +61,16 @@ def read_code(config: CodeConfig) -> list[Document]:
     Raises:
         UserError: this installation carries no standard library sources.
     """
-    files = {name: text for name, text in _sources() if text.strip()}
-    names = sorted(files)
+    root, names = _library()
+    sizes = {name: (root / name).stat().st_size for name in names}
+    names = [name for name in names if sizes[name]]  # an empty __init__.py is no document
     if config.max_bytes is not None:
-        names, left = [], config.max_bytes
-        for name in sorted(files, key=_spread):
-            size = len(files[name].encode())
-            if size <= left:
+        candidates, names, left = sorted(names, key=_spread), [], config.max_bytes
+        for name in candidates:
+            if sizes[name] <= left:
                 names.append(name)
-                left -= size
-    return [Document(id=name, text=files[name], source="code", lang="python") for name in sorted(names)]
+                left -= sizes[name]
+    return [Document(id=name, text=_read(root / name), source="code", lang="python") for name in sorted(names)]
 
 
 def docstring_facts(max_items: int) -> list[tuple[str, str]]:
@@ -84,11 +84,12 @@ def docstring_facts(max_items: int) -> list[tuple[str, str]]:
     """
     facts: dict[str, str] = {}
     owner: dict[str, str | None] = {}
-    for path, text in _sources():
+    root, paths = _library()
+    for path in paths:
         module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         if any(part.startswith("_") for part in module.split(".")) or _DEAD.match(module):
             continue
-        for name, sentence in _module_facts(text):
+        for name, sentence in _module_facts(_read(root / path)):
             facts[f"{module}.{name}"] = sentence
             owner[sentence] = None if sentence in owner else f"{module}.{name}"
     unique = [name for name, sentence in facts.items() if owner[sentence] == name]
@@ -143,16 +144,19 @@ def _declared_public(tree: ast.Module) -> set[str] | None:
     return names
 
 
-def _sources() -> Iterator[tuple[str, str]]:
-    """(path inside the standard library, text) of every library file, sorted by path."""
+def _library() -> tuple[Path, list[str]]:
+    """The standard library's folder and the paths in it that are wanted, sorted."""
     root = Path(sysconfig.get_path("stdlib"))
     found = [p.relative_to(root).as_posix() for p in root.rglob("*.py")] if root.is_dir() else []
     wanted = sorted(p for p in found if not _excluded(p))
     if not wanted:
         raise UserError(f"{root}: this Python carries no standard library sources; use a Python that does")
-    for name in wanted:
-        with tokenize.open(root / name) as file:  # honours the file's coding line
-            yield name, file.read()
+    return root, wanted
+
+
+def _read(path: Path) -> str:
+    with tokenize.open(path) as file:  # honours the file's coding line
+        return file.read()
 
 
 def _excluded(path: str) -> bool:

@@ -94,9 +94,7 @@ def split_documents(documents: Sequence[Document], percent: int) -> tuple[list[D
         ConfigError: fewer than two documents.
     """
     if len(documents) < 2:
-        raise ConfigError(
-            "data", f"{len(documents)} documents are left of a domain: it needs 2, one of them held out"
-        )
+        raise ConfigError("data", f"{len(documents)} documents are left of a domain: it needs 2, one of them held out")
     held = [doc for doc in documents if held_out("document", doc.text, percent)]
     train = [doc for doc in documents if not held_out("document", doc.text, percent)]
     if not held:

@@ -252,3 +252,25 @@ def fingerprint(pairs: Sequence[Pair]) -> str:
     for pair in pairs:
         digest.update(repr((pair.prompt, pair.chosen, pair.rejected)).encode())
     return digest.hexdigest()
+
+
+def preference_accuracy(batches: Sequence[Batch], ctx: Context) -> dict[str, float]:
+    """On held-out pairs (with `extra["ref"]`): how often the policy prefers the chosen answer.
+
+    Returns:
+        preference_accuracy: the implicit reward of the chosen answer is higher than that of the rejected
+        one; ties count half, so it is .5 while the policy equals the reference.
+        ranking_accuracy: the chosen answer is more probable. Both over pairs.
+    """
+    rewarded, ranked, pairs = 0.0, 0.0, 0
+    for cpu_batch in batches:
+        batch = cpu_batch.to(ctx.device)
+        out = ctx.score("policy", batch, frozenset({"logprobs"}), 1.0)
+        assert out.logprobs is not None
+        sums = sequence_logprobs(out.logprobs, batch, ctx.ops)
+        chosen, rejected = by_pair(sums - batch.extra["ref"], batch)
+        rewarded += float((chosen > rejected).sum() + 0.5 * (chosen == rejected).sum())
+        chosen, rejected = by_pair(sums, batch)
+        ranked += float((chosen > rejected).sum())
+        pairs += len(chosen)
+    return {"preference_accuracy": rewarded / pairs, "ranking_accuracy": ranked / pairs}

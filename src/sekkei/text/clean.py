@@ -14,7 +14,7 @@ Not handled: pages in parallel processes (the embedded set takes seconds), repai
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass, field
 
 from sekkei.core.errors import ConfigError, UserError
@@ -75,7 +75,7 @@ def clean(
     kept: dict[str, Document] = {}
     ledger: dict[str, Dropped] = {}
     reasons: Counter[tuple[str, str]] = Counter()
-    total = len(pages) if hasattr(pages, "__len__") else 0
+    total = len(pages) if isinstance(pages, Sized) else 0
     for name, data in pages:
         if name in kept or name in ledger:
             raise UserError(f"two pages are named {name!r}; give each its own name")

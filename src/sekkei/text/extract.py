@@ -30,7 +30,7 @@ MAX_CONTROL_SHARE = 0.01
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufffd\ufffe\uffff]")
 _TERM = re.compile(r"<dt\b", re.IGNORECASE)
-_SPACER_CELL = re.compile(r"^ +\t+", re.MULTILINE)
+_SPACER_CELL = re.compile(r"^(?: +\t+)+", re.MULTILINE)
 _CELLS = re.compile(r"(?<=\S) *\t\t+ *")
 _TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
 _BLANK_RUN = re.compile(r"\n{3,}")
@@ -44,9 +44,9 @@ def decode(data: bytes) -> str:
         except UnicodeDecodeError:
             pass
     try:
-        return bytes_to_str(data, detect_encoding(data, from_html_meta=True))
+        return bytes_to_str(data, detect_encoding(data, from_html_meta=True) or "utf-8")
     except LookupError:  # the page declares a charset that Python does not have
-        return bytes_to_str(data, detect_encoding(data, from_html_meta=False))
+        return bytes_to_str(data, detect_encoding(data, from_html_meta=False) or "utf-8")
 
 
 def control_share(text: str) -> float:

@@ -41,7 +41,7 @@ _TERMINAL = (".", "!", "?", '"', "'", "”", "’", "。", "！", "？", "」", 
 class QualityConfig:
     """Limits of the quality rules. `max_` keeps value ≤ limit, `min_` keeps value ≥ limit; shares are in [0, 1].
 
-    A rule is switched off by the limit that everything meets (`max_…: 1.0`, `min_…: 0.0`).
+    `enabled: false` switches all rules off; one rule is switched off by a limit that every text meets.
     """
 
     enabled: bool = True

@@ -1,0 +1,48 @@
+"""`sekkei run RECIPE`: bring a recipe to the end of its life, from wherever its run folder stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="a shipped recipe (laptop, smoke) or a path to a .yaml file")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key.path=value, as in pretrain.general.steps=100")
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="folder of the run [default: runs/<recipe's name>]")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and its costs, run nothing")] = False,
+    until: Annotated[str | None, typer.Option(help="stop after this stage")] = None,
+    begin: Annotated[str | None, typer.Option("--from", help="redo this stage and all after it")] = None,
+    only: Annotated[str | None, typer.Option(help="run this stage alone; its inputs must be finished")] = None,
+    force: Annotated[bool, typer.Option("--force", help="redo the selected stages even if they are finished")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress, only a line per stage")] = False,
+) -> None:
+    """Run a recipe: data, tokenizer, pretraining, instruction tuning, alignment, evaluation, report.
+
+    A finished stage is reused while nothing that it depends on has changed; a run that was cut off goes
+    on from its last checkpoint when the same command is given again.
+
+    \b
+    Examples:
+      sekkei run laptop
+      sekkei run laptop --dry-run
+      sekkei run laptop pretrain.general.steps=100 model.num_layers=6 --run-dir runs/small
+      sekkei run my-recipe.yaml --until sft
+      sekkei run laptop --from grpo
+    """
+    from sekkei.recipes.recipe import load
+
+    loaded = load(recipe, overrides or [])
+    if dry_run:
+        from sekkei.stages.plan import plan
+
+        print(plan(loaded))
+        return
+    from sekkei.core.progress import Console
+    from sekkei.stages.life import Selection, live
+
+    live(loaded, run_dir or Path("runs") / loaded.name, Selection(until, begin, only, force), Console(quiet))

@@ -1,0 +1,172 @@
+"""The first stages: raw pages -> clean documents -> tokenizer -> token shards.
+
+data/        pages/ (raw HTML), documents in parquet per domain, ledger.parquet, facts.json
+tokenizer/   Hugging Face layout
+tokens/      one shard per domain and split
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sekkei.core import atomic
+from sekkei.core import config as loader
+from sekkei.data import corpus, pages
+from sekkei.data.code import docstring_facts, read_code
+from sekkei.data.shards import write_shards
+from sekkei.data.tasks import chain
+from sekkei.recipes.recipe import Recipe
+from sekkei.stages.run import Figures, Run
+from sekkei.text.clean import clean
+from sekkei.text.document import Document, read_documents, write_documents, write_ledger
+from sekkei.text.tokenizer import Tokenizer, train_tokenizer
+
+FACTS = "facts.json"
+DOCUMENTS_PER_BATCH = 256
+TOKENIZER_SHARES = {"docs": 0.45, "code": 0.25, "math": 0.1, "patterns": 0.05, "chains": 0.15}
+"""Of `tokenizer.train_bytes`: enough chains that their numbers and words become single tokens."""
+
+
+@dataclass(frozen=True)
+class DataStage:
+    """Pages are rendered or read, cleaned and deduplicated; code is read, the other domains generated."""
+
+    recipe: Recipe
+    name: str = "data"
+    version: int = 1
+    reads: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> Any:
+        own = self.recipe.data.pages.path
+        return {"data": loader.to_mapping(self.recipe.data), "pages": pages_digest(Path(own)) if own else None}
+
+    def run(self, run: Run, out: Path) -> Figures:
+        config = self.recipe.data
+        folder = self._pages(run, out)
+        with run.console.bar("data clean", 0) as bar:
+            kept, ledger = clean(
+                pages.read_pages(folder), config.clean, lambda what, done, total: bar.update(done, what)
+            )
+        domains = {"docs": kept, "code": read_code(config.code), **corpus.generated(config, self.recipe.seed)}
+        for name, documents in domains.items():
+            write_documents(out / f"{name}.parquet", documents)
+        write_ledger(out / "ledger.parquet", ledger)
+        facts = docstring_facts(config.facts)
+        atomic.write_json(out / FACTS, facts)
+        figures: Figures = {"data.pages": len(kept) + len(ledger), "data.kept": len(kept)}
+        for name, documents in domains.items():
+            figures[f"data.bytes.{name}"] = sum(len(doc.text.encode()) for doc in documents)
+        for rule, count in sorted(Counter(row.rule for row in ledger).items()):
+            figures[f"data.dropped.{rule}"] = count
+        figures["data.facts"] = len(facts)
+        return figures
+
+    def _pages(self, run: Run, out: Path) -> Path:
+        config = self.recipe.data.pages
+        if config.path is not None:
+            return Path(config.path)
+        folder = out / "pages"
+        if not folder.is_dir():  # written as a whole, so it is complete where it exists
+            with run.console.bar("data pages", 0) as bar:
+                pages.render_pages(folder, config, lambda name, done, total: bar.update(done, name))
+        return folder
+
+
+def pages_digest(folder: Path) -> str:
+    """Digest of a user's page folder: a changed page makes the stage run again."""
+    return atomic.sha256_json([[name, hashlib.sha256(data).hexdigest()] for name, data in pages.read_pages(folder)])
+
+
+def read_facts(data: Path) -> list[tuple[str, str]]:
+    """(name, sentence) facts of the data stage."""
+    return [(name, sentence) for name, sentence in json.loads((data / FACTS).read_text(encoding="utf-8"))]
+
+
+@dataclass(frozen=True)
+class TokenizerStage:
+    """Learns byte-level BPE merges from the training side of every domain."""
+
+    recipe: Recipe
+    name: str = "tokenizer"
+    version: int = 1
+    reads: tuple[str, ...] = ("data",)
+
+    @property
+    def config(self) -> Any:
+        return {"tokenizer": self.recipe.tokenizer, "heldout_percent": self.recipe.data.heldout_percent}
+
+    def run(self, run: Run, out: Path) -> Figures:
+        texts = list(self._texts(run.artifact("data")))
+        with run.console.bar("tokenizer", 1) as bar:
+            tokenizer = train_tokenizer(texts, self.recipe.tokenizer, whole=chain.words(self.recipe.data.chain))
+            bar.update(1)
+        tokenizer.save(out)
+        return {"tokenizer.vocab_size": tokenizer.vocab_size}
+
+    def _texts(self, data: Path) -> Iterator[str]:
+        for name, share in TOKENIZER_SHARES.items():
+            train, _ = corpus.split_documents(
+                read_documents(data / f"{name}.parquet"), self.recipe.data.heldout_percent
+            )
+            budget = share * self.recipe.tokenizer.train_bytes
+            for document in train:
+                if budget <= 0:
+                    break
+                yield document.text[: int(budget)]
+                budget -= len(document.text)
+
+
+@dataclass(frozen=True)
+class TokensStage:
+    """Documents become ids: <|bos|> text <|end|>, in one shard per domain and split."""
+
+    recipe: Recipe
+    name: str = "tokens"
+    version: int = 1
+    reads: tuple[str, ...] = ("data", "tokenizer")
+
+    @property
+    def config(self) -> Any:
+        return {"heldout_percent": self.recipe.data.heldout_percent}
+
+    def run(self, run: Run, out: Path) -> Figures:
+        tokenizer = Tokenizer.load(run.artifact("tokenizer"))
+        shards: dict[str, list[list[int]]] = {}
+        texts: dict[str, int] = {}
+        with run.console.bar("tokens", len(corpus.DOMAINS)) as bar:
+            for number, name in enumerate(corpus.DOMAINS, start=1):
+                documents = read_documents(run.artifact("data") / f"{name}.parquet")
+                sides = corpus.split_documents(documents, self.recipe.data.heldout_percent)
+                for split, side in zip(("train", "heldout"), sides, strict=True):
+                    shards[f"{name}.{split}"] = encode_documents(tokenizer, side, name in corpus.TRUSTED)
+                    texts[f"{name}.{split}"] = sum(len(document.text.encode()) for document in side)
+                bar.update(number, name)
+        with atomic.new_folder(out / "shards") as folder:
+            tokens = write_shards(folder, shards, tokenizer.vocab_size)
+        figures: Figures = {f"tokens.{name}": count for name, count in tokens.items() if name.endswith(".train")}
+        for name in corpus.DOMAINS:
+            held = f"{name}.heldout"
+            figures[f"tokenizer.bytes_per_token.{name}"] = texts[held] / max(1, tokens[held] - 2 * len(shards[held]))
+        return figures
+
+
+def encode_documents(tokenizer: Tokenizer, documents: Sequence[Document], trusted: bool) -> list[list[int]]:
+    """Ids of documents with their first and last token; special tokens in untrusted text stay text."""
+    encoded = []
+    for start in range(0, len(documents), DOCUMENTS_PER_BATCH):
+        texts = [document.text for document in documents[start : start + DOCUMENTS_PER_BATCH]]
+        for ids in tokenizer.encode_many(texts, trusted):
+            encoded.append([tokenizer.bos_id, *ids, tokenizer.end_id])
+    return encoded
+
+
+def splits_of(shards: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """The shards of one split, by domain."""
+    return {name.removesuffix(f".{split}"): shard for name, shard in shards.items() if name.endswith(f".{split}")}

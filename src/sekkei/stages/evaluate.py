@@ -1,0 +1,176 @@
+"""What a checkpoint can do, measured on held-out things, after every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sekkei.data.batch import Batch
+from sekkei.data.shards import Shard, open_shards
+from sekkei.data.tasks import everyday
+from sekkei.engine.engine import Engine
+from sekkei.evals import conversations as talks
+from sekkei.evals.bits import ScoreBatch, domain_bits, position_bits
+from sekkei.evals.reasoning import ChainExam, held_out_problems
+from sekkei.model.transformer import Transformer
+from sekkei.parallel.ops import LocalOps
+from sekkei.recipes.recipe import Recipe
+from sekkei.stages.corpus import read_facts, splits_of
+from sekkei.stages.model_artifact import load_model
+from sekkei.stages.run import Figures, Run
+from sekkei.text.tokenizer import Tokenizer
+from sekkei.train.step import PlainStep
+
+BITS_DOMAINS = ("docs", "code", "math")
+LONG_DOMAINS = ("docs", "code")  # those with documents longer than a short context
+
+
+@dataclass(frozen=True)
+class BitsStage:
+    """Held-out bits per byte of a pretraining checkpoint, by domain and by position.
+
+    Where the stage rescaled positions, the checkpoint before it is measured too, rescaled but not trained:
+    the control that shows what training on long rows added.
+    """
+
+    recipe: Recipe
+    key: str
+    before: str | None
+    version: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"eval.pretrain.{self.key}"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        own = (f"pretrain.{self.key}",)
+        return ("tokenizer", "tokens", *own, *([self.before] if self._rescaled else []))
+
+    @property
+    def _rescaled(self) -> bool:
+        return self.before is not None and self.recipe.pretrain[self.key].rope_factor > 1
+
+    @property
+    def config(self) -> Any:
+        sizes = self.recipe.eval
+        contexts = {name: stage.context for name, stage in self.recipe.pretrain.items()}
+        factor = self.recipe.pretrain[self.key].rope_factor
+        return {"tokens": sizes.tokens, "long": sizes.long_documents, "contexts": contexts, "rope_factor": factor}
+
+    def run(self, run: Run, out: Path) -> Figures:
+        tokenizer = Tokenizer.load(run.artifact("tokenizer"))
+        shards = splits_of(open_shards(run.artifact("tokens") / "shards"), "heldout")
+        sizes, prefix = tokenizer.token_bytes(), f"pretrain.{self.key}"
+        score = scorer(run, load_model(run.artifact(prefix) / "model"))
+        context = self.recipe.pretrain[self.key].context
+        figures: Figures = {}
+        with run.console.bar(self.name, 0) as bar:
+            for done, domain in enumerate(BITS_DOMAINS):
+                bits = domain_bits(score, shards[domain], context, sizes, self.recipe.eval.tokens)
+                figures[f"{prefix}.bpb.{domain}"] = bits
+                bar.update(done, domain)
+            figures |= self._by_position(score, shards, sizes, prefix)
+            if self._rescaled:
+                factor = self.recipe.pretrain[self.key].rope_factor
+                control = scorer(run, load_model(run.artifact(self.before or "") / "model", factor))
+                figures |= self._by_position(control, shards, sizes, f"{prefix}.control")
+        return figures
+
+    def _by_position(self, score: ScoreBatch, shards: Mapping[str, Shard], sizes: list[int], prefix: str) -> Figures:
+        """Bits per byte of positions inside the first context, its second half, and beyond it."""
+        contexts = sorted({stage.context for stage in self.recipe.pretrain.values()})
+        short, long = contexts[0], contexts[-1]
+        if short == long:
+            return {}
+        edges = (0, short // 2, short, long)
+        found = position_bits(
+            score, [shards[name] for name in LONG_DOMAINS], edges, sizes, self.recipe.eval.long_documents
+        )
+        figures = {f"{prefix}.bpb.positions_{low}_{high}": bits for (low, high), bits in found.items()}
+        if (short, long) in found:
+            figures[f"{prefix}.bpb.beyond_context"] = found[short, long]
+        return figures
+
+
+@dataclass(frozen=True)
+class EvaluateStage:
+    """Reasoning, everyday turns, refusals and in-context learning of one checkpoint.
+
+    Args:
+        checkpoint: the stage whose model is asked. label: its name in the figures ("base", "sft" …).
+    """
+
+    recipe: Recipe
+    checkpoint: str
+    label: str
+    version: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"eval.{self.label}"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("data", "tokenizer", self.checkpoint)
+
+    @property
+    def config(self) -> Any:
+        return {"eval": self.recipe.eval, "chain": self.recipe.data.chain, "patterns": self.recipe.data.patterns}
+
+    def run(self, run: Run, out: Path) -> Figures:
+        tokenizer = Tokenizer.load(run.artifact("tokenizer"))
+        engine = Engine(load_model(run.artifact(self.checkpoint) / "model").to(run.device))
+        figures: Figures = {}
+        with run.console.bar(self.name, 4) as bar:
+            figures |= self._reasoning(engine, tokenizer)
+            bar.update(1, "reasoning")
+            figures |= self._conversations(run, engine, tokenizer)
+            bar.update(2, "everyday turns")
+            sizes, seed = self.recipe.eval, self.recipe.seed
+            refused = talks.refused(engine, tokenizer, seed, sizes.requests)
+            figures |= {f"chat.{self.label}.{name}": value for name, value in refused.items()}
+            bar.update(3, "requests")
+            shots = talks.shots(engine, tokenizer, self.recipe.data.patterns, seed, sizes.probes, sizes.shots)
+            figures |= {f"icl.{self.label}.{name}": value for name, value in shots.items()}
+            bar.update(4, "in-context patterns")
+        return figures
+
+    def _reasoning(self, engine: Engine, tokenizer: Tokenizer) -> Figures:
+        chains, sizes, seed = self.recipe.data.chain, self.recipe.eval, self.recipe.seed
+        prefix = f"reasoning.{self.label}"
+        figures: Figures = {}
+        problems = held_out_problems(chains, chains.held_out_operations, sizes.problems, seed)
+        exam = ChainExam(engine, tokenizer, problems, sizes.max_tokens)
+        figures |= {f"{prefix}.{name}": value for name, value in exam.greedy().items()}
+        figures |= {f"{prefix}.{name}": value for name, value in exam.sampled(seed).items()}
+        direct = exam.greedy(thinking=False)
+        figures[f"{prefix}.no_thinking.pass1_greedy"] = direct["pass1_greedy"]
+        more = chains.reported_operations
+        longer = ChainExam(engine, tokenizer, held_out_problems(chains, more, sizes.problems, seed), sizes.max_tokens)
+        figures[f"{prefix}.operations{more}.pass1_greedy"] = longer.greedy()["pass1_greedy"]
+        return figures
+
+    def _conversations(self, run: Run, engine: Engine, tokenizer: Tokenizer) -> Figures:
+        facts = read_facts(run.artifact("data"))
+        asked = everyday.conversations(facts, "test", self.recipe.seed, self.recipe.eval.conversations)
+        figures, shown = talks.answered(engine, tokenizer, asked)
+        run.log.drop(self.name)
+        samples = [{"prompt": question, "text": reply} for question, reply in shown[:24]]
+        run.log.write({"stage": self.name, "step": 0, "samples": samples})
+        return {f"chat.{self.label}.{name}": value for name, value in figures.items()}
+
+
+def scorer(run: Run, model: Transformer) -> ScoreBatch:
+    """Log-probabilities of a batch's labels, in the evaluation's own precision (float32)."""
+    step = PlainStep({"policy": model.to(run.device)}, LocalOps(), run.device, None)
+
+    def score(batch: Batch) -> Any:
+        with torch.inference_mode():
+            return step.score("policy", batch, frozenset({"logprobs"}), 1.0)
+
+    return score

@@ -1,0 +1,80 @@
+"""The life of a model: which stages a recipe has, in order, and how a run of them begins and ends.
+
+data → tokenizer → tokens → pretrain.* (each with its bits) → [base] → sft → preferences → dpo → grpo → report
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sekkei.core import config as loader
+from sekkei.core import hardware
+from sekkei.core.progress import Console
+from sekkei.core.runlog import RunLock
+from sekkei.core.tracker import open_tracker
+from sekkei.recipes.recipe import Recipe
+from sekkei.report.page import closing_screen, render
+from sekkei.stages.corpus import DataStage, TokenizerStage, TokensStage
+from sekkei.stages.evaluate import BitsStage, EvaluateStage
+from sekkei.stages.grpo import GRPOStage
+from sekkei.stages.preferences import DPOStage, PreferencesStage
+from sekkei.stages.pretrain import PretrainStage
+from sekkei.stages.run import Run, Runner, Stage, open_folder
+from sekkei.stages.sft import SFTStage
+from sekkei.stages.tracked import TrackedLog
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which stages a command wants (see `Runner.go`)."""
+
+    until: str | None = None
+    begin: str | None = None
+    only: str | None = None
+    force: bool = False
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """All stages of a recipe in order."""
+    stages: list[Any] = [DataStage(recipe), TokenizerStage(recipe), TokensStage(recipe)]
+    for key in recipe.pretrain:
+        stage = PretrainStage(recipe, key)
+        stages += [stage, BitsStage(recipe, key, stage.before)]
+    base = f"pretrain.{list(recipe.pretrain)[-1]}"
+    stages.append(EvaluateStage(recipe, base, "base"))
+    newest = base
+    if recipe.sft is not None:
+        stages += [SFTStage(recipe, base), EvaluateStage(recipe, "sft", "sft")]
+        newest = "sft"
+    if recipe.dpo is not None:
+        stages += [PreferencesStage(recipe), DPOStage(recipe), EvaluateStage(recipe, "dpo", "dpo")]
+        newest = "dpo"
+    if recipe.grpo is not None:
+        stages += [GRPOStage(recipe, newest), EvaluateStage(recipe, "grpo", "grpo")]
+    return stages
+
+
+def live(recipe: Recipe, folder: Path, selection: Selection, console: Console) -> None:
+    """Run a recipe in `folder`, from wherever it stands, and render its report.
+
+    Raises:
+        UserError: whatever the user can mend; the folder then holds only whole things.
+    """
+    open_folder(folder, recipe)
+    with RunLock(folder):
+        torch.set_num_threads(hardware.threads())
+        console.say(hardware.tune_allocator())
+        tracker = open_tracker(recipe.tracker, folder, recipe.name, loader.to_mapping(recipe))
+        try:
+            with TrackedLog(folder / "metrics.jsonl", tracker) as log:
+                run = Run(recipe, folder, console, log)
+                Runner(run, stages_of(recipe)).go(selection.until, selection.begin, selection.only, selection.force)
+        finally:
+            tracker.close()
+        render(folder)
+    console.say()
+    console.say(closing_screen(folder))

@@ -1,0 +1,43 @@
+"""A stage's finished model: `<stage>/model/`, sealed tensors plus the config that rebuilds the module."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from sekkei.core import config as loader
+from sekkei.model.config import ModelConfig, RopeScaling
+from sekkei.model.transformer import Head, Transformer
+from sekkei.train.checkpoint import read_sealed, write_sealed
+from sekkei.train.loop import load_model as copy_weights
+
+
+def save_model(model: Transformer, folder: Path) -> None:
+    """Write weights and config, atomically."""
+    heads = [name for name in ("lm", "value", "reward") if getattr(model, f"{name}_head") is not None]
+    write_sealed(folder, dict(model.named_parameters()), {"config": loader.to_mapping(model.config), "heads": heads})
+
+
+def load_model(folder: Path, rope_factor: float = 1.0) -> Transformer:
+    """Read what `save_model` wrote, in float32 on the CPU.
+
+    Args:
+        rope_factor: > 1 rescales positions linearly from here on.
+    Raises:
+        UserError: the files are missing or damaged.
+    """
+    tensors, state = read_sealed(folder)
+    config = loader.from_mapping(ModelConfig, state["config"], "model")
+    if rope_factor > 1:
+        config = replace(config, rope_scaling=RopeScaling(kind="linear", factor=rope_factor))
+    heads: Collection[Head] = state["heads"]
+    with torch.device("meta"):
+        model = Transformer(config, heads)
+    model = model.to_empty(device="cpu")
+    if config.tied_embeddings and model.lm_head is not None and model.embed is not None:
+        model.lm_head.weight = model.embed.weight
+    copy_weights(model, tensors)
+    return model

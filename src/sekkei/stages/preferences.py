@@ -1,0 +1,188 @@
+"""Preference pairs from the model's own answers, judged by the verifier; and DPO on them.
+
+Of a problem's sampled answers, a right one is preferred to a wrong one, and an answer that ended to one
+that rambled on to the length limit. Pairs of a refusal before compliance (and of an answer before a
+needless refusal) join in: they are written, not sampled.
+
+    preferences/pairs.jsonl     {"split", "kind", "prompt", "chosen", "rejected"}, token ids
+    dpo/model/
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sekkei.core import atomic
+from sekkei.core.errors import UserError
+from sekkei.core.seed import derive_seed
+from sekkei.data.tasks import Split, chain, refusals
+from sekkei.engine.engine import Engine
+from sekkei.engine.request import Completion
+from sekkei.evals.reasoning import ChainExam
+from sekkei.objectives.preference import (
+    DPOConfig,
+    DPOLoss,
+    Pair,
+    PairingConfig,
+    Preference,
+    pair_batches,
+    preference_accuracy,
+    with_reference,
+)
+from sekkei.parallel.ops import LocalOps
+from sekkei.recipes.recipe import Recipe
+from sekkei.stages.model_artifact import load_model, save_model
+from sekkei.stages.run import Figures, Run
+from sekkei.stages.training import autocast_dtype, train
+from sekkei.text.chat import encode_prompt
+from sekkei.text.tokenizer import Tokenizer
+from sekkei.train.objective import Context
+from sekkei.train.step import PlainStep
+
+PAIRS = "pairs.jsonl"
+
+
+@dataclass(frozen=True)
+class PreferencesStage:
+    """Asks the SFT model, lets the verifier judge, and writes pairs."""
+
+    recipe: Recipe
+    name: str = "preferences"
+    version: int = 1
+    reads: tuple[str, ...] = ("tokenizer", "sft")
+
+    @property
+    def config(self) -> Any:
+        assert self.recipe.dpo is not None
+        return {"pairing": self.recipe.dpo.pairing, "chain": self.recipe.data.chain}
+
+    def run(self, run: Run, out: Path) -> Figures:
+        assert self.recipe.dpo is not None
+        config = self.recipe.dpo.pairing
+        tokenizer = Tokenizer.load(run.artifact("tokenizer"))
+        engine = Engine(load_model(run.artifact("sft") / "model").to(run.device))
+        lines, figures = [], Counter[str]()
+        sizes: tuple[tuple[Split, int], ...] = (("train", config.prompts), ("test", config.held_out_prompts))
+        with run.console.bar(self.name, len(sizes)) as bar:
+            for number, (split, prompts) in enumerate(sizes, start=1):
+                pairs = own_pairs(engine, tokenizer, self.recipe, split, prompts)
+                pairs += refusal_pairs(tokenizer, self.recipe.seed, split, len(pairs), config)
+                for pair in pairs:
+                    lines.append(json.dumps({"split": split, **vars(pair)}))
+                    figures[f"preferences.{split}.{pair.kind}"] += 1
+                bar.update(number, split)
+        atomic.write_text(out / PAIRS, "".join(line + "\n" for line in lines))
+        return {name: float(count) for name, count in sorted(figures.items())}
+
+
+def own_pairs(engine: Engine, tokenizer: Tokenizer, recipe: Recipe, split: Split, prompts: int) -> list[Pair]:
+    """Pairs of the model's own answers to `prompts` problems of one side of the split."""
+    assert recipe.dpo is not None
+    config, chains = recipe.dpo.pairing, recipe.data.chain
+    rng = random.Random(derive_seed("preferences", recipe.seed, split))
+    problems = [chain.sample_problem(rng, rng.choice(chains.train_operations), split, chains) for _ in range(prompts)]
+    exam = ChainExam(engine, tokenizer, problems, config.max_tokens)
+    groups = exam.ask(config.temperature, config.samples, derive_seed("preferences", recipe.seed, split))
+    pairs = []
+    for problem, group in zip(problems, groups, strict=True):
+        prompt = tuple(encode_prompt(tokenizer, chain.prompt(problem)))
+        right = [c for c in group if exam.right(problem, c)]
+        rambling = [c for c in group if c.finish_reason == "length"]
+        wrong = [c for c in group if c.finish_reason == "stop" and not exam.right(problem, c)]
+        made = _match(right, wrong, prompt, "right") + _match(right or wrong, rambling, prompt, "ended")
+        pairs += made[: config.per_prompt]
+    return pairs
+
+
+def _match(better: Sequence[Completion], worse: Sequence[Completion], prompt: tuple[int, ...], kind: str) -> list[Pair]:
+    """The i-th better answer against the i-th worse one; equal answers make no pair."""
+    return [
+        Pair(prompt, a.token_ids, b.token_ids, kind)
+        for a, b in zip(better, worse, strict=False)
+        if a.token_ids != b.token_ids
+    ]
+
+
+def refusal_pairs(tokenizer: Tokenizer, seed: int, split: Split, own: int, config: PairingConfig) -> list[Pair]:
+    """Written pairs, as many as make up `config.refusals` of all."""
+    wanted = round(own * config.refusals / (1 - config.refusals))
+    pairs = []
+    for written in refusals.refusal_pairs(split, seed)[:wanted]:
+        answers = []
+        for messages in (written.chosen, written.rejected):
+            answers.append((*tokenizer.encode(messages[0]["content"]), tokenizer.end_id))
+        prompt = tuple(encode_prompt(tokenizer, written.prompt))
+        pairs.append(Pair(prompt, answers[0], answers[1], f"refusal_{written.kind}"))
+    return pairs
+
+
+def read_pairs(folder: Path) -> dict[str, list[Pair]]:
+    """Pairs by split."""
+    found: dict[str, list[Pair]] = {"train": [], "test": []}
+    for line in (folder / PAIRS).read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        ids = (tuple(record[name]) for name in ("prompt", "chosen", "rejected"))
+        found[record["split"]].append(Pair(*ids, record["kind"]))
+    return found
+
+
+@dataclass(frozen=True)
+class DPOStage:
+    """Direct preference optimisation from the SFT model, which is also the reference."""
+
+    recipe: Recipe
+    name: str = "dpo"
+    version: int = 1
+    reads: tuple[str, ...] = ("preferences", "sft")
+
+    @property
+    def config(self) -> DPOConfig | None:
+        return self.recipe.dpo
+
+    def run(self, run: Run, out: Path) -> Figures:
+        config = self.recipe.dpo
+        assert config is not None
+        pairs = read_pairs(run.artifact("preferences"))
+        if not pairs["train"] or not pairs["test"]:
+            raise UserError(
+                "dpo: the SFT model's answers are all right or all wrong, no pair can be made; "
+                "raise dpo.pairing.prompts or dpo.pairing.samples, or leave dpo out"
+            )
+        policy, reference = (load_model(run.artifact("sft") / "model") for _ in range(2))
+        reference.requires_grad_(False).to(run.device)
+        loss = DPOLoss(config.beta, config.nll)
+        ops = LocalOps()
+        models = {"policy": policy.to(run.device), "reference": reference}
+        step = PlainStep(models, ops, run.device, autocast_dtype(config.loop))
+        ctx = Context(models=models, ops=ops, device=run.device, seed=run.recipe.seed, score=step.score)
+        held_out = with_reference(pair_batches(pairs["test"], config.micro_tokens), ctx)
+        start = preference_accuracy(held_out, ctx)
+        train(
+            run,
+            self.name,
+            out,
+            policy,
+            Preference(pairs["train"], loss, config.pairs, config.micro_tokens),
+            steps=config.steps,
+            optim=config.optim,
+            loop=config.loop,
+            context=256,
+            others={"reference": reference},
+        )
+        end = preference_accuracy(held_out, ctx)
+        save_model(policy, out / "model")
+        return _before_and_after(start, end)
+
+
+def _before_and_after(start: Mapping[str, float], end: Mapping[str, float]) -> Figures:
+    figures = {}
+    for name in start:
+        figures[f"dpo.{name}.start"] = start[name]
+        figures[f"dpo.{name}.end"] = end[name]
+    return figures
