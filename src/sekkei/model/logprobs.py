@@ -23,11 +23,14 @@ CHUNK_ELEMENTS = 1 << 23  # logits per chunk: 32 MiB in float32
 KEEP_ELEMENTS = 1 << 25  # keep logits up to 64 MiB in bf16; above that recompute them
 
 
-def label_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def label_logprobs(
+    hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float = 1.0, with_entropy: bool = True
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of `labels` and entropy of their distributions, under softmax(h Wᵀ / temperature).
 
     Args:
         hidden: [..., D]; weight: [V, D]; labels: [...] int64, -100 = not scored.
+        with_entropy: False saves a pass over the logits; the entropy is then 0 everywhere.
     Returns:
         logprobs and entropy, each [...] float32 (float64 for float64 input), 0 where not scored.
     """
@@ -35,7 +38,9 @@ def label_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: 
     index = (flat != IGNORED).nonzero().squeeze(-1)
     scored = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
     compute = torch.get_autocast_dtype(hidden.device.type) if _autocasting(hidden) else hidden.dtype
-    logprobs, entropy = _LabelLogprobs.apply(scored, weight, flat.index_select(0, index), temperature, compute)
+    logprobs, entropy = _LabelLogprobs.apply(
+        scored, weight, flat.index_select(0, index), temperature, compute, with_entropy
+    )
     empty = logprobs.new_zeros(flat.shape)
     return (
         empty.index_copy(0, index, logprobs).view(labels.shape),
@@ -50,7 +55,13 @@ def _autocasting(x: Tensor) -> bool:
 class _LabelLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, compute: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        temperature: float,
+        compute: torch.dtype,
+        with_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
             h, w = hidden.to(compute), weight.to(compute)
@@ -62,38 +73,45 @@ class _LabelLogprobs(torch.autograd.Function):
                 z = _wide(raw, temperature)
                 lse = z.logsumexp(-1)
                 logprobs.append(z.gather(-1, label[:, None]).squeeze(-1) - lse)
-                entropies.append(lse - ((z - lse[:, None]).exp_() * z).sum(-1))
+                entropies.append(_entropy(z, lse) if with_entropy else torch.zeros_like(lse))
                 logsums.append(lse)
                 if keep:
                     kept.append(raw)
         ctx.save_for_backward(hidden, weight, labels, torch.cat(logsums), torch.cat(entropies), *kept)
-        ctx.temperature, ctx.compute, ctx.rows = temperature, compute, rows
+        ctx.temperature, ctx.compute, ctx.rows, ctx.with_entropy = temperature, compute, rows, with_entropy
         return torch.cat(logprobs), torch.cat(entropies)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         grad_logprob, grad_entropy = grads
         hidden, weight, labels, logsums, entropies, *kept = ctx.saved_tensors
         with torch.autocast(hidden.device.type, enabled=False):
             h, w = hidden.to(ctx.compute), weight.to(ctx.compute)
             grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-            with_entropy = bool(grad_entropy.any())
+            with_entropy = ctx.with_entropy and bool(grad_entropy.any())
             for i, start in enumerate(range(0, len(h), ctx.rows)):
                 part = slice(start, start + ctx.rows)
-                z = _wide(kept[i] if kept else h[part] @ w.T, ctx.temperature)
-                logp = z - logsums[part, None]
-                p = logp.exp()
-                g = p * -grad_logprob[part, None]
+                logp = _wide(kept[i] if kept else h[part] @ w.T, ctx.temperature).sub_(logsums[part, None])
+                scale = grad_logprob[part, None] / ctx.temperature
                 if with_entropy:
-                    g -= p * (logp + entropies[part, None]) * grad_entropy[part, None]
-                g.scatter_add_(1, labels[part, None], grad_logprob[part, None])
-                g = (g / ctx.temperature).to(ctx.compute)
+                    p = logp.exp()
+                    pull = logp.add_(entropies[part, None]).mul_(grad_entropy[part, None] / ctx.temperature)
+                    g = p.mul_(pull.add_(scale).neg_())
+                else:
+                    g = logp.exp_().mul_(-scale)
+                g.scatter_add_(1, labels[part, None], scale)
+                g = g.to(ctx.compute)
                 grad_hidden[part] = (g @ w).to(hidden.dtype)
                 grad_weight += (g.T @ h[part]).to(weight.dtype)
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def _entropy(z: Tensor, lse: Tensor) -> Tensor:
+    """lse - Σ softmax(z) z, per row."""
+    return lse - ((z - lse[:, None]).exp_() * z).sum(-1)
 
 
 def _wide(raw: Tensor, temperature: float) -> Tensor:
-    """Logits in float32 at least, divided by the temperature."""
-    z = raw if raw.dtype == torch.float64 else raw.float()
-    return z / temperature if temperature != 1.0 else z
+    """A copy of the logits in float32 at least, divided by the temperature."""
+    z = raw.to(raw.dtype if raw.dtype == torch.float64 else torch.float32, copy=True)
+    return z.div_(temperature) if temperature != 1.0 else z

@@ -111,7 +111,7 @@ class Transformer(nn.Module):
         if "logprobs" in wants or "entropy" in wants:
             if self.lm_head is None or labels is None:
                 raise RuntimeError("log-probabilities need an lm head and labels")
-            logprobs, entropy = label_logprobs(h, self.lm_head.weight, labels, temperature)
+            logprobs, entropy = label_logprobs(h, self.lm_head.weight, labels, temperature, "entropy" in wants)
         if "values" in wants:
             head = self.value_head if self.value_head is not None else self.reward_head
             if head is None:
