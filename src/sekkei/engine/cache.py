@@ -1,10 +1,16 @@
-"""Keys and values of the tokens so far, one row per running sample.
+"""Keys and values of the rows being generated, kept so that each new token costs one token's work.
 
-    k, v   per layer [rows, K, capacity, H]      lengths [rows]
+    keys, values   [layers, rows, K, tokens, H], one row per sample in flight
 
-Running samples stand in rows 0 … n-1 without gaps: when one finishes, the last takes its place. Capacity
-grows in steps. Two objects let queries meet keys: `PrefillAttend` for whole prompts, `DecodeAttend` for one
-new token per row. It does not page: a row's memory is reserved up to the longest running row.
+                   0 . . . . . . . length        tokens
+    row 0          p p p p g g g g _ _ _ _ _ _ _ |       p: prompt, copied from one shared prefill
+    row 1          p p g g g _ _ _ _ _ _ _ _ _ _ |       g: generated, written one per step at `length`
+                                  └ width: the longest row; attention reads [0, width) and masks the rest
+
+The storage grows along `tokens` in steps of 64 (old content is copied). Decode attention is explicit
+matmuls, softmax in float32: for one query per row it is 1.1-1.3x faster than the fused op in float32 and
+1.2-1.8x in bf16 (CPU, 256 rows, head width 32). It does not handle pages or sharing of a prompt's storage
+between rows; each row holds its own copy.
 
 Shapes: `R` rows, `K` key/value heads, `T` tokens, `H` head width.
 """
@@ -15,76 +21,112 @@ import torch
 from torch import Tensor
 
 from sekkei.model.attention import DenseAttend, explicit_attention
-from sekkei.model.config import ModelConfig
 
-GROWTH = 64  # tokens
+GROWTH = 64  # tokens added at a time, at least
 
 
 class KVCache:
-    """Preallocated keys and values for up to `rows` samples."""
+    """Storage for up to `rows` rows; allocated at the first `reserve`.
 
-    def __init__(self, config: ModelConfig, rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.shape = (rows, config.num_kv_heads, 0, config.head_size)
-        self.k = [torch.empty(self.shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
-        self.v = [torch.empty_like(k) for k in self.k]
+    Args:
+        layers: number of layers. rows: most rows in flight.
+    """
+
+    def __init__(self, layers: int, rows: int) -> None:
+        self.layers, self.rows = layers, rows
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
 
     @property
-    def capacity(self) -> int:
-        return self.k[0].shape[2]
+    def tokens(self) -> int:
+        """Tokens per row that the storage holds now."""
+        return 0 if self.keys is None else self.keys.shape[3]
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for rows of `tokens` tokens."""
-        if tokens <= self.capacity:
+    def reserve(self, tokens: int, like: Tensor) -> None:
+        """Make room for `tokens` tokens per row, of the head shape, dtype and device of `like` [..., K, T, H]."""
+        if tokens <= self.tokens:
             return
-        more = -(-tokens // GROWTH) * GROWTH - self.capacity
-        for store in (self.k, self.v):
-            for layer, old in enumerate(store):
-                room = old.new_zeros(old.shape[0], old.shape[1], more, old.shape[3])
-                store[layer] = torch.cat((old, room), dim=2)
+        tokens = -(-tokens // GROWTH) * GROWTH
+        shape = (self.layers, self.rows, like.shape[-3], tokens, like.shape[-1])
+        keys, values = like.new_zeros(shape), like.new_zeros(shape)
+        if self.keys is not None and self.values is not None:
+            keys[:, :, :, : self.tokens] = self.keys
+            values[:, :, :, : self.tokens] = self.values
+        self.keys, self.values = keys, values
 
-    def fill(self, layer: int, rows: Tensor, source: Tensor, k: Tensor, v: Tensor) -> None:
-        """Copy prompts' keys and values [P, K, T, H] into `rows` [n]; `source` [n] says which prompt."""
-        tokens = k.shape[2]
-        self.k[layer][rows, :, :tokens] = k[source].to(self.k[layer].dtype)
-        self.v[layer][rows, :, :tokens] = v[source].to(self.v[layer].dtype)
+    def place(self, rows: Tensor, prompt: Prompts, index: Tensor) -> None:
+        """Copy the prefilled prompts `index` [n] into `rows` [n]."""
+        keys, values = prompt.stacked()
+        width = keys.shape[3]
+        self.reserve(width + 1, keys)
+        own_keys, own_values = self._storage()
+        own_keys[:, rows, :, :width] = keys[:, index]
+        own_values[:, rows, :, :width] = values[:, index]
 
-    def move(self, targets: Tensor, sources: Tensor) -> None:
-        """Copy rows onto others."""
-        for store in (*self.k, *self.v):
-            store[targets] = store[sources]
+    def move(self, source: Tensor, target: Tensor, width: int) -> None:
+        """Copy the first `width` tokens of rows `source` [n] over rows `target` [n]; the two do not overlap."""
+        keys, values = self._storage()
+        keys[:, target, :, :width] = keys[:, source, :, :width]
+        values[:, target, :, :width] = values[:, source, :, :width]
+
+    def decode(self, lengths: Tensor, width: int) -> DecodeAttend:
+        """Attention for one new token in each of the first R rows.
+
+        Args:
+            lengths: [R] int64, tokens that each row holds before this one.
+            width: max(lengths) + 1.
+        """
+        keys, values = self._storage()
+        self.reserve(width, keys)
+        return DecodeAttend(*self._storage(), lengths, width)
+
+    def _storage(self) -> tuple[Tensor, Tensor]:
+        if self.keys is None or self.values is None:
+            raise RuntimeError("the cache is empty: place a prompt first")
+        return self.keys, self.values
 
 
-class PrefillAttend:
-    """Dense causal attention over right-padded prompts that remembers their keys and values."""
+class Prompts:
+    """Attention for right-padded prompts that keeps every layer's keys and values.
+
+    Padding stands to the right, so under the causal mask no real token sees it; what the padding itself
+    computes is never read.
+    """
 
     def __init__(self) -> None:
-        self.dense = DenseAttend(None)
-        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.attend = DenseAttend(None)
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        self.kept.append((k, v))
-        return self.dense(q, k, v, layer)
+        self.keys.append(k)
+        self.values.append(v)
+        return self.attend(q, k, v, layer)
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """Keys and values, each [layers, prompts, K, T, H]."""
+        return torch.stack(self.keys), torch.stack(self.values)
+
+    def take(self, index: int, length: int) -> Prompts:
+        """A copy of one prompt alone, without padding."""
+        alone = Prompts()
+        alone.keys = [k[index : index + 1, :, :length].clone() for k in self.keys]
+        alone.values = [v[index : index + 1, :, :length].clone() for v in self.values]
+        return alone
 
 
 class DecodeAttend:
-    """One new token per row: writes its key and value, then attends to the row so far.
+    """Appends one token per row to the cache and attends over each row's own length."""
 
-    Args:
-        lengths: [n] tokens that each of the first n rows holds before this one.
-    """
-
-    def __init__(self, cache: KVCache, lengths: Tensor) -> None:
-        self.cache, self.lengths = cache, lengths
+    def __init__(self, keys: Tensor, values: Tensor, lengths: Tensor, width: int) -> None:
+        self.keys, self.values, self.lengths, self.width = keys, values, lengths, width
         self.rows = torch.arange(len(lengths), device=lengths.device)
-        self.used = int(lengths.max()) + 1
-        seen = torch.arange(self.used, device=lengths.device) <= lengths[:, None]
-        zero = torch.zeros((), dtype=cache.k[0].dtype, device=lengths.device)
-        self.bias = zero.where(seen, -torch.inf)[:, None, None]
+        seen = torch.arange(width, device=lengths.device) <= lengths[:, None]
+        self.bias = torch.zeros((), dtype=keys.dtype, device=keys.device).where(seen, -torch.inf)[:, None, None]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        n = len(self.lengths)
-        keys, values = self.cache.k[layer], self.cache.v[layer]
-        keys[self.rows, :, self.lengths] = k[:, :, 0].to(keys.dtype)
-        values[self.rows, :, self.lengths] = v[:, :, 0].to(values.dtype)
-        out = explicit_attention(q.to(keys.dtype), keys[:n, :, : self.used], values[:n, :, : self.used], self.bias)
-        return out.to(q.dtype)
+        keys, values = self.keys[layer], self.values[layer]
+        keys[self.rows, :, self.lengths] = k[:, :, 0]
+        values[self.rows, :, self.lengths] = v[:, :, 0]
+        rows = slice(len(self.lengths))
+        return explicit_attention(q, keys[rows, :, : self.width], values[rows, :, : self.width], self.bias)

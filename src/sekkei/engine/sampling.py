@@ -1,90 +1,118 @@
-"""From logits to tokens, for many rows at once.
+"""From scores to one token per row, drawn by one uniform number each.
 
-One uniform number per row and step decides, by inverting the cumulative distribution; it is a function of
-the sample's own seed and the token's index, so what a sample says does not depend on which others ran
-beside it. Log-probabilities are those of softmax(logits / temperature) before top-k and top-p cut it.
+    z = logits / temperature        w = exp(z - max z)        Z = Σ w
+    token   = first i with w_0 + … + w_i > u Z        (inverse of the cumulative distribution)
+    logprob = z[token] - max z - log Z
+
+The number u is a function of (sample's seed, index of the token) alone, so a sample does not depend on what
+else is in the batch, up to the rounding of the matmuls: a CPU multiplies 8 rows not bit for bit as it
+does 1, which can move a draw that falls within ~1e-7 of a boundary. The sums are float64; they are
+taken per block of 64 tokens first and inside one block after that, so a vocabulary of 128k costs one pass.
+
+Top-k keeps the k most probable tokens, then top-p the fewest of these that hold a share p of what top-k
+left (Holtzman et al. 2020, section 3.1); ties go to the lower token id. The returned log-probability is that
+before the cuts. It does not handle penalties, biases or grammars.
 
 Shapes: `R` rows, `V` vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from sekkei.core.seed import uniform
-from sekkei.engine.request import Sampling
+from sekkei.core.errors import UserError
+
+BLOCK = 64
 
 
-@dataclass(frozen=True)
-class SamplingRows:
-    """Sampling settings and seeds of rows as arrays, each [R]."""
-
-    temperature: np.ndarray
-    top_k: np.ndarray
-    top_p: np.ndarray
-    seeds: np.ndarray
-
-    @classmethod
-    def of(cls, settings: Sequence[Sampling], seeds: Sequence[int]) -> SamplingRows:
-        return cls(
-            np.array([s.temperature for s in settings], np.float32),
-            np.array([s.top_k for s in settings], np.int64),
-            np.array([s.top_p for s in settings], np.float32),
-            np.array(seeds, np.uint64),
-        )
-
-    def take(self, rows: np.ndarray) -> SamplingRows:
-        return SamplingRows(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.seeds[rows])
-
-    def join(self, other: SamplingRows) -> SamplingRows:
-        names = ("temperature", "top_k", "top_p", "seeds")
-        return SamplingRows(*(np.concatenate([getattr(self, n), getattr(other, n)]) for n in names))
-
-
-def sample(logits: Tensor, rows: SamplingRows, index: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Draw one token per row.
+def draw(
+    logits: Tensor, uniforms: np.ndarray, temperature: np.ndarray, top_k: np.ndarray, top_p: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """One token per row.
 
     Args:
-        logits: [R, V]. index: [R], how many tokens each sample has drawn before.
+        logits: [R, V], any float dtype. uniforms: [R] float64 in [0, 1).
+        temperature, top_k, top_p: [R], as in `Sampling`; temperature 0 takes the most probable token.
     Returns:
-        tokens [R] int64 and their log-probabilities [R] float32.
+        tokens [R] int64 and logprobs [R] float32 under softmax(logits / temperature), 1 where greedy.
+    Raises:
+        UserError: a score is NaN or +inf.
     """
-    temperature = torch.from_numpy(rows.temperature).to(logits.device)
-    greedy = temperature == 0
-    logp = torch.log_softmax(logits.float() / temperature.where(~greedy, 1.0)[:, None], dim=-1)
-    tokens = logp.argmax(-1)
-    if not bool(greedy.all()):
-        kept = logp if _uncut(rows) else _cut(logp, rows)
-        draws = torch.from_numpy(uniform(rows.seeds, index)).to(logits.device)
-        tokens = torch.where(greedy, tokens, _invert(kept, draws))
-    return tokens, logp.gather(-1, tokens[:, None]).squeeze(-1)
+    device, greedy = logits.device, temperature == 0
+    z = logits.float()
+    scale = np.where(greedy, 1.0, temperature)
+    if (scale != 1).any():
+        z = z / torch.from_numpy(scale).to(device, torch.float32)[:, None]
+    highest = z.amax(-1, keepdim=True)
+    weights = (z - highest).exp_()
+    sums = _block_sums(weights)
+    total = sums.sum(-1)
+    if not bool(torch.isfinite(total).all()):
+        raise UserError("the model's scores are not finite numbers: its weights are broken, or its dtype overflows")
+    tokens = torch.empty(len(z), dtype=torch.int64, device=device)
+    cut = ~greedy & ((top_k > 0) | (top_p < 1))
+    for rows, how in ((greedy, "most probable"), (~greedy & ~cut, "all"), (cut, "cut")):
+        if not rows.any():
+            continue
+        index = slice(None) if rows.all() else torch.from_numpy(rows.nonzero()[0]).to(device)
+        if how == "most probable":
+            tokens[index] = z[index].argmax(-1)
+            continue
+        u = torch.from_numpy(uniforms[rows]).to(device)
+        if how == "all":
+            tokens[index] = inverse_cdf(weights[index], sums[index], u)
+        else:
+            kept = cut_weights(weights[index], top_k[rows], top_p[rows])
+            tokens[index] = inverse_cdf(kept, _block_sums(kept), u)
+    logprobs = (z.gather(-1, tokens[:, None]) - highest).squeeze(-1) - total.log().float()
+    return tokens, logprobs
 
 
-def _uncut(rows: SamplingRows) -> bool:
-    return not rows.top_k.any() and bool((rows.top_p >= 1).all())
+def inverse_cdf(weights: Tensor, sums: Tensor, u: Tensor) -> Tensor:
+    """First token at which the running sum of weights passes `u` of the total.
+
+    A token of weight 0 is never drawn.
+
+    Args:
+        weights: [R, V] float32, not normalised. sums: [R, ⌈V / 64⌉] float64, of each block. u: [R] float64.
+    Returns:
+        [R] int64.
+    """
+    running = sums.cumsum(-1)
+    target = (u * running[:, -1])[:, None]
+    block = torch.searchsorted(running, target, right=True)
+    before = running.gather(-1, block) - sums.gather(-1, block)
+    columns = block * BLOCK + torch.arange(BLOCK, device=weights.device)
+    inside = weights.gather(-1, columns.clamp(max=weights.shape[1] - 1)).double()
+    inside = inside.masked_fill_(columns >= weights.shape[1], 0).cumsum_(-1)
+    # the two sums are rounded differently, so what is left may pass the block's end by an ulp
+    left = torch.minimum((target - before).clamp_(min=0), inside[:, -1:] * (1 - 2**-52))
+    return (block * BLOCK + torch.searchsorted(inside, left, right=True)).squeeze(-1)
 
 
-def _cut(logp: Tensor, rows: SamplingRows) -> Tensor:
-    """-inf outside of the top k and of the smallest set whose probability reaches top p (never empty)."""
-    ordered, order = logp.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(logp.shape[-1], device=logp.device)
-    top_k = torch.from_numpy(np.where(rows.top_k == 0, logp.shape[-1], rows.top_k)).to(logp.device)
-    before = ordered.exp().cumsum(-1) - ordered.exp()  # probability of better tokens
-    top_p = torch.from_numpy(rows.top_p).to(logp.device)
-    drop = (rank >= top_k[:, None]) | ((before >= top_p[:, None]) & (top_p < 1)[:, None])
-    drop[:, 0] = False
-    return torch.empty_like(logp).scatter_(-1, order, ordered.masked_fill(drop, -torch.inf))
+def cut_weights(weights: Tensor, top_k: np.ndarray, top_p: np.ndarray) -> Tensor:
+    """Set to 0 what top-k and top-p leave out.
+
+    Args:
+        weights: [R, V] float32. top_k: [R], 0 = all. top_p: [R], 1 = all.
+    """
+    vocabulary = weights.shape[1]
+    k = torch.from_numpy(np.where(top_k == 0, vocabulary, top_k)).to(weights.device)
+    p = torch.from_numpy(np.where(top_p == 1, np.inf, top_p)).to(weights.device, torch.float64)
+    ordered, order = weights.sort(dim=-1, descending=True, stable=True)
+    ranks = torch.arange(vocabulary, device=weights.device)
+    ordered = ordered.masked_fill(ranks >= k[:, None], 0)
+    running = ordered.cumsum(-1, dtype=torch.float64)
+    before = running - ordered
+    ordered = ordered.masked_fill((before >= p[:, None] * running[:, -1:]) & (ranks > 0), 0)
+    return torch.zeros_like(weights).scatter_(-1, order, ordered)
 
 
-def _invert(logp: Tensor, draws: Tensor) -> Tensor:
-    """The token at which the cumulative distribution passes `draws`; float64, so that no tail is lost."""
-    cumulative = logp.exp().cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
-    # strictly below the total, so that the token found has a positive probability
-    target = torch.minimum(draws[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+def _block_sums(weights: Tensor) -> Tensor:
+    """[R, V] -> [R, ⌈V / 64⌉] float64."""
+    missing = -weights.shape[1] % BLOCK
+    if missing:
+        weights = torch.nn.functional.pad(weights, (0, missing))
+    return weights.view(len(weights), -1, BLOCK).sum(-1, dtype=torch.float64)

@@ -149,9 +149,11 @@ class Runner:
         with atomic.disk_errors(out):
             figures = stage.run(run, out)
         seconds = time.monotonic() - began
+        parts = artifact_parts(out)
         record = {
             "key": key,
-            "digest": artifact_digest(out),
+            "digest": atomic.sha256_json(parts),
+            "parts": parts,
             "figures": figures,
             "seconds": seconds,
             "peak_gib": hardware.peak_rss_gib(),
@@ -189,6 +191,7 @@ class Runner:
             if done is not None:
                 figures |= done["figures"]
                 digests[stage.name] = done["digest"]
+                digests |= {f"{stage.name}/{name}": digest for name, digest in done["parts"].items()}
                 seconds += done["seconds"]
                 peak = max(peak, done["peak_gib"])
         figures |= {"run.seconds": seconds, "run.peak_gib": peak}
@@ -219,10 +222,11 @@ def open_folder(folder: Path, recipe: Recipe) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def artifact_digest(out: Path) -> str:
-    """SHA-256 over the artifact's files, without checkpoints and records."""
-    parts = {p.name: atomic.sha256(p) for p in out.iterdir() if p.name not in WORKING and not p.name.startswith(".")}
-    return atomic.sha256_json(parts)
+def artifact_parts(out: Path) -> dict[str, str]:
+    """SHA-256 of each file or folder of the artifact, without checkpoints and records."""
+    return {
+        p.name: atomic.sha256(p) for p in sorted(out.iterdir()) if p.name not in WORKING and not p.name.startswith(".")
+    }
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,123 @@
+"""Charts over training steps: pretraining on one token axis, instruction tuning, DPO and GRPO.
+
+Each function returns one SVG, or None where the run has no such records.
+"""
+
+from __future__ import annotations
+
+from sekkei.report.folder import RunFolder, Series
+from sekkei.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Chart, line
+
+
+def pretraining(run: RunFolder) -> str | None:
+    """Loss and bits per byte over the tokens of all pretraining stages, boundaries marked."""
+    stages = [key for key in run.pretrain_keys if run.series(f"pretrain.{key}", "loss")]
+    if not stages:
+        return None
+    chart = Chart("pretraining", "Pretraining: loss and bits per byte over tokens", columns=2)
+    loss_axes, bits_axes = chart.axes
+    offset, held_out_named = 0.0, False
+    for number, key in enumerate(stages):
+        color = (BLUE, ORANGE, GREEN, PURPLE, RED)[number % 5]
+        loss = run.series(f"pretrain.{key}", "loss")
+        line(loss_axes, _millions(loss, offset), loss.values, color)
+        bits = run.series(f"pretrain.{key}", "bpb")
+        if bits:
+            line(bits_axes, _millions(bits, offset), bits.values, color)
+        held_out = run.series(f"pretrain.{key}", "heldout_bpb")
+        if held_out:
+            label = None if held_out_named else "held out (the stage's largest domain)"
+            held_out_named = True
+            bits_axes.plot(
+                _millions(held_out, offset), held_out.values, "o", markersize=4.5, color=color, label=label,
+                markeredgecolor="white", markeredgewidth=0.6, zorder=5,
+            )  # fmt: skip
+        end = offset + loss.tokens[-1]
+        for axes in chart.axes:
+            if number:
+                axes.axvline(offset / 1e6, color=GREY, linewidth=1, linestyle=(0, (3, 3)))
+            middle = (offset + end) / 2e6
+            height = 1.0 if number % 2 == 0 else 1.055  # neighbours on two heights: a short stage's name is wider
+            axes.text(
+                middle, height, key, color=color, ha="center", va="bottom", transform=axes.get_xaxis_transform()
+            )
+        offset = end
+    loss_axes.set_ylabel("training loss, nats per token")
+    bits_axes.set_ylabel("bits per byte")
+    if held_out_named:
+        bits_axes.legend(loc="upper right")
+    for axes in chart.axes:
+        axes.set_xlabel("million tokens read")
+        axes.set_xlim(0, max(offset / 1e6, 1e-9))
+    return chart.svg()
+
+
+def instruction_tuning(run: RunFolder) -> str | None:
+    """SFT's loss on the assistant's tokens."""
+    loss = run.series("sft", "loss")
+    if not loss:
+        return None
+    chart = Chart("sft", "Instruction tuning: loss over steps", height=2.3)
+    (axes,) = chart.axes
+    line(axes, loss.steps, loss.values, BLUE)
+    axes.set_ylabel("loss, nats per answer token")
+    axes.set_xlabel("step")
+    return chart.svg()
+
+
+def reinforcement(run: RunFolder) -> str | None:
+    """GRPO: reward, written steps, length and entropy."""
+    panels = (
+        ("reward", "reward (share of right answers)", GREEN),
+        ("steps_written", "results written while thinking", PURPLE),
+        ("completion_tokens", "tokens per answer", BLUE),
+        ("entropy", "entropy, nats per token", ORANGE),
+    )
+    return _panels(run, "grpo", "Reinforcement learning: reward, written steps, length, entropy", panels, rows=2)
+
+
+def preferences(run: RunFolder) -> str | None:
+    """DPO: margin and rewards, log-probabilities, accuracies."""
+    if not run.series("dpo", "rewards/margins"):
+        return None
+    chart = Chart("dpo", "Preference optimisation: margins, log-probabilities, accuracies", columns=3)
+    groups = (
+        ("implicit reward β·log(π/π_ref)", (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected"),
+                                            ("rewards/margins", "margin"))),
+        ("log-probability of the answer, nats", (("logps/chosen", "chosen"), ("logps/rejected", "rejected"))),
+        ("accuracy on the batch's pairs", (("rewards/accuracies", "reward is higher"),
+                                           ("logps/accuracies", "is more probable"))),
+    )  # fmt: skip
+    for axes, (title, names) in zip(chart.axes, groups, strict=True):
+        for (name, label), color in zip(names, (GREEN, RED, BLUE)):
+            series = run.series("dpo", name)
+            if series:
+                line(axes, series.steps, series.values, color, label)
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(loc="best")
+    chart.axes[2].set_ylim(-0.04, 1.04)
+    return chart.svg()
+
+
+def _panels(
+    run: RunFolder, stage: str, title: str, panels: tuple[tuple[str, str, str], ...], rows: int
+) -> str | None:
+    found = [(label, color, run.series(stage, name)) for name, label, color in panels]
+    if not any(series for *_, series in found):
+        return None
+    chart = Chart(stage, title, rows=rows, columns=-(-len(panels) // rows), height=2.3)
+    for axes, (label, color, series) in zip(chart.axes, found, strict=True):
+        axes.set_title(label)
+        axes.set_xlabel("step")
+        if series:
+            line(axes, series.steps, series.values, color)
+            axes.set_ylim(bottom=min(0.0, *series.values))
+        else:
+            axes.text(0.5, 0.5, "not logged", ha="center", va="center", transform=axes.transAxes)
+    return chart.svg()
+
+
+def _millions(series: Series, offset: float) -> list[float]:
+    return [(offset + tokens) / 1e6 for tokens in series.tokens]
