@@ -29,6 +29,9 @@ from sekkei.core.errors import UserError
 # verb -> (module with `command`, one line of help), in the order of a first session
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("sekkei.cli.run", "bring a recipe to life: from raw pages to a chatting, reasoning model"),
+    "chat": ("sekkei.cli.chat", "talk to the newest model of a run"),
+    "report": ("sekkei.cli.report", "draw a run's report.html again"),
+    "schema": ("sekkei.cli.schema", "print the JSON Schema of recipes, for editors"),
     "doctor": ("sekkei.cli.doctor", "show this machine, and which optional parts are missing"),
 }
 

@@ -55,13 +55,13 @@ class KVCache:
         self.keys, self.values = keys, values
 
     def place(self, rows: Tensor, prompt: Prompts, index: Tensor) -> None:
-        """Copy the prefilled prompts `index` [n] into `rows` [n]."""
-        keys, values = prompt.stacked()
-        width = keys.shape[3]
-        self.reserve(width + 1, keys)
-        own_keys, own_values = self._storage()
-        own_keys[:, rows, :, :width] = keys[:, index]
-        own_values[:, rows, :, :width] = values[:, index]
+        """Copy the prefilled prompts `index` [n] into `rows` [n]; a prompt may go to several rows."""
+        width = prompt.keys[0].shape[2]
+        self.reserve(width + 1, prompt.keys[0])
+        keys, values = self._storage()
+        for layer in range(self.layers):
+            keys[layer, rows, :, :width] = prompt.keys[layer][index]
+            values[layer, rows, :, :width] = prompt.values[layer][index]
 
     def move(self, source: Tensor, target: Tensor, width: int) -> None:
         """Copy the first `width` tokens of rows `source` [n] over rows `target` [n]; the two do not overlap."""
@@ -91,6 +91,9 @@ class Prompts:
 
     Padding stands to the right, so under the causal mask no real token sees it; what the padding itself
     computes is never read.
+
+    Attributes:
+        keys, values: one [prompts, K, T, H] per layer.
     """
 
     def __init__(self) -> None:
@@ -102,10 +105,6 @@ class Prompts:
         self.keys.append(k)
         self.values.append(v)
         return self.attend(q, k, v, layer)
-
-    def stacked(self) -> tuple[Tensor, Tensor]:
-        """Keys and values, each [layers, prompts, K, T, H]."""
-        return torch.stack(self.keys), torch.stack(self.values)
 
     def take(self, index: int, length: int) -> Prompts:
         """A copy of one prompt alone, without padding."""

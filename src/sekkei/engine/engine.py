@@ -1,47 +1,60 @@
-"""The one generator of tokens: rollouts, evaluation, chat and search all ask it.
+"""The one generator of tokens: requests in, completions out, many rows decoded in lock step.
 
-    requests ─► waiting samples ─► prefill (each prompt once) ─► decode in lock step ─► completions
-                                        ▲ rows that finish make room for waiting samples
+    waiting ──(refill: prefill each prompt once, copy it to its n rows)──> rows ──(one token each per step)──> done
+                   ^                                                        │
+                   └── when an eighth of the rows is finished: move the last rows into the holes ──┘
 
-A group of n samples shares one prefill: the prompt's keys and values are copied into n rows. All state of
-running rows lives in arrays, so a step costs the same Python work for one row as for hundreds. Sampling
-draws depend on (sample seed, token index) alone, so batching does not change what is said, up to the
-rounding of matmuls of other shapes.
+Requests wait longest prompt first. A finished row is carried along, frozen, until an eighth of the rows
+is (moving a row costs about what carrying it for one step does). What a row draws depends on its own seed
+and token index only (sampling.py), so neither `max_batch` nor the neighbours matter.
 
-It does not page its cache, chunk long prompts or share prefixes across requests.
+It does not handle a request that arrives while others are decoded, prompts that share a beginning only,
+paged storage, or more than one device.
+
+Shapes: `R` rows in flight, `T` tokens, `V` vocabulary.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sekkei.core.errors import UserError
-from sekkei.core.seed import derive_seed
-from sekkei.engine.cache import DecodeAttend, KVCache, PrefillAttend
+from sekkei.core.errors import ConfigError, UserError
+from sekkei.core.progress import Bar
+from sekkei.core.seed import derive_seed, uniform
+from sekkei.engine.cache import KVCache, Prompts
 from sekkei.engine.request import Completion, Request
-from sekkei.engine.sampling import SamplingRows, sample
+from sekkei.engine.sampling import draw
+from sekkei.model.layers import Attend
 from sekkei.model.transformer import Transformer
 
-PREFILL_TOKENS = 16_384  # per forward pass, padding included
-REFILL_SHARE = 4  # waiting samples join when a quarter of the rows is free: few, fuller prefills
+PREFILL_TOKENS = 8192  # padded prompt tokens in one forward pass, unless a single prompt is longer
+HASH_DIGITS = 16
 
 
 class Engine:
-    """Generates with a model that it shares or owns.
+    """Generates with a model whose weights it shares or owns.
 
     Args:
-        model: with an lm head. max_batch: rows that run at once.
+        model: with embedding and lm head; on the device to run on.
+        max_batch: most rows decoded at once.
+        dtype: autocast dtype of the forward pass; None: the weights' own.
+        pad_id: fills the right of shorter prompts; any id of the vocabulary, it is never attended to.
     """
 
-    def __init__(self, model: Transformer, *, max_batch: int = 256) -> None:
-        self.model, self.max_batch = model, max_batch
+    def __init__(
+        self, model: Transformer, *, max_batch: int = 256, dtype: torch.dtype | None = None, pad_id: int = 0
+    ) -> None:
+        if max_batch < 1:
+            raise ConfigError("max_batch", f"got {max_batch}, must be >= 1")
+        if model.embed is None or model.lm_head is None:
+            raise RuntimeError("the engine needs a model with an embedding and an lm head")
+        self.model, self.max_batch, self.dtype, self.pad_id = model, max_batch, dtype, pad_id
         self._hash: str | None = None
 
     @property
@@ -50,230 +63,285 @@ class Engine:
 
     @property
     def weights_hash(self) -> str:
-        """The first 16 hex digits of SHA-256 over all named weights."""
+        """First 16 hexadecimal digits of SHA-256 over names, dtypes, shapes and bytes of all parameters."""
         if self._hash is None:
             digest = hashlib.sha256()
             for name, parameter in sorted(self.model.named_parameters()):
-                digest.update(name.encode())
-                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-            self._hash = digest.hexdigest()[:16]
+                digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+                digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            self._hash = digest.hexdigest()[:HASH_DIGITS]
         return self._hash
 
-    @torch.no_grad()
     def refresh(self, named_tensors: Mapping[str, Tensor] | None) -> None:
-        """Take new weights; None: the model's own storage was changed in place."""
+        """The weights have changed.
+
+        Args:
+            named_tensors: copied into the parameters of the same names, which must be all; None: the storage
+                is shared with the trainer, which has changed it in place.
+        """
         if named_tensors is not None:
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(named_tensors[name])
+            own = dict(self.model.named_parameters())
+            if own.keys() != named_tensors.keys():
+                raise RuntimeError(f"other parameters than the engine's: {sorted(own.keys() ^ named_tensors.keys())}")
+            with torch.no_grad():
+                for name, parameter in own.items():
+                    parameter.copy_(named_tensors[name])
         self._hash = None
 
-    def generate(
-        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
-    ) -> list[list[Completion]]:
+    def generate(self, requests: Sequence[Request], progress: Bar | None = None) -> list[list[Completion]]:
         """Answer all requests.
 
         Args:
-            progress: called as progress(finished samples, all samples).
+            progress: told how many samples are finished.
         Returns:
-            for each request, in order, its n completions, in order.
+            per request, in order, its n completions.
         Raises:
-            UserError: a prompt is empty or does not fit the context.
+            UserError: a prompt is empty, leaves no room in the context, or holds ids outside the vocabulary.
         """
-        waiting = [(r, s) for r, request in enumerate(requests) for s in range(request.n)]
-        total = len(waiting)
-        results: list[list[Completion | None]] = [[None] * request.n for request in requests]
-        batch = _Batch(self, min(self.max_batch, total)) if total else None
-        position = finished = 0
-        while batch is not None and (position < total or batch.size):
-            free = batch.rows - batch.size
-            if position < total and (batch.size == 0 or free >= max(1, batch.rows // REFILL_SHARE)):
-                joining = waiting[position : position + free]
-                batch.join([_Job(requests[r], r, s) for r, s in joining])
-                position += len(joining)
-            else:
-                batch.decode()
-            for job, completion in batch.collect():
-                results[job.request_index][job.sample_index] = completion
-                finished += 1
-            if progress:
-                progress(finished, total)
-        return [[completion for completion in group if completion is not None] for group in results]
+        run = Generation(self, requests)
+        while not run.finished:
+            run.step()
+            if progress is not None:
+                progress.update(run.samples_done, f"{run.tokens_done} tokens")
+        return run.completions()
 
     def stream(self, request: Request) -> Iterator[tuple[int, float]]:
-        """Tokens of one answer with their log-probabilities, as they are drawn."""
-        batch = _Batch(self, 1)
-        batch.join([_Job(request, 0, 0)])
-        while True:
-            count = int(batch.counts[0])
-            yield int(batch.tokens[0, count - 1]), float(batch.logprobs[0, count - 1])
-            if batch.collect():
-                return
-            batch.decode()
+        """Token and log-probability, one by one, of a request with n = 1; a stop token comes last.
 
-    @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[PrefillAttend, Tensor]:
-        """Run prompts; returns their keys and values, and the logits [P, V] after each last token."""
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = torch.tensor(prompt)
-        positions = torch.arange(ids.shape[1]).expand(ids.shape)
-        attend = PrefillAttend()
-        hidden = self.model.hidden(ids.to(self.device), positions.to(self.device), attend)
-        last = hidden[torch.arange(len(prompts)), lengths - 1]
-        return attend, self.model.logits(last)
+        Raises:
+            UserError: as `generate`, or n is not 1; at the call, not at the first token.
+        """
+        if request.n != 1:
+            raise UserError(f"a stream answers one sample, got n={request.n}: ask with n=1 or generate")
+        return self._stream(Generation(self, [request]))
+
+    def _stream(self, run: Generation) -> Iterator[tuple[int, float]]:
+        sent = 0
+        while not run.finished:
+            run.step()
+            while sent < run.tokens_done:
+                yield int(run.tokens[0, sent]), float(run.logprobs[0, sent])
+                sent += 1
+
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, last: Tensor) -> Tensor:
+        """Logits [R, V] of the token after position `last` [R] of each row of ids [R, T]."""
+        kind = self.device.type
+        with torch.autocast(kind, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            hidden = self.model.hidden(ids, positions, attend)
+            return self.model.logits(hidden[torch.arange(len(ids), device=ids.device), last])
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One sample of one request."""
+ROW = np.dtype(
+    [
+        ("sample", np.int64),  # index into the outputs
+        ("request", np.int64),
+        ("seed", np.int64),
+        ("length", np.int64),  # tokens in the cache
+        ("count", np.int64),  # tokens drawn
+        ("limit", np.int64),  # most tokens that may be drawn
+        ("token", np.int64),  # the last one drawn, not in the cache yet
+        ("top_k", np.int64),
+        ("top_p", np.float64),
+        ("temperature", np.float64),
+        ("done", np.int64),  # 0: going on, 1: a stop token, 2: the limit
+    ]
+)
+REASONS = ("unfinished", "stop", "length")
 
-    request: Request
-    request_index: int
-    sample_index: int
+
+class Generation:
+    """The schedule of one call: which samples wait, which are rows, what they have drawn.
+
+    Attributes:
+        tokens, logprobs: [samples, most tokens], filled from the left.
+    """
+
+    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
+        self.engine, self.requests = engine, requests
+        config = engine.model.config
+        for request in requests:
+            check_prompt(request.prompt_ids, config.max_context, config.vocab_size)
+        self.samples = sample_table(requests, config.max_context)
+        self.final = self.samples.copy()  # each sample's row as it ended
+        self.stops = stop_table(requests)
+        longest = int(self.samples["limit"].max(initial=0))
+        self.tokens = np.zeros((len(self.samples), longest), np.int64)
+        self.logprobs = np.zeros((len(self.samples), longest), np.float32)
+        lengths = [len(requests[i].prompt_ids) for i in self.samples["request"]]
+        self.waiting = deque(int(i) for i in np.argsort(-np.asarray(lengths, np.int64), kind="stable"))
+        rows = min(engine.max_batch, len(self.samples))
+        self.rows, self.active = np.zeros(rows, ROW), 0
+        self.cache = KVCache(config.num_layers, rows)
+        self.held: dict[tuple[int, ...], tuple[Prompts, Tensor]] = {}  # a group's prompt, while samples of it wait
+        self.samples_done = self.tokens_done = 0
+        self.weights_hash = engine.weights_hash
 
     @property
-    def seed(self) -> int:
-        return derive_seed(self.request.seed, self.sample_index)
-
-
-class _Batch:
-    """Running samples as arrays; rows 0 … size-1 run."""
-
-    def __init__(self, engine: Engine, rows: int) -> None:
-        self.engine, self.rows, self.size = engine, rows, 0
-        weight = engine.model.norm.weight if engine.model.norm is not None else None
-        dtype = weight.dtype if weight is not None else torch.float32
-        self.cache = KVCache(engine.model.config, rows, dtype, engine.device)
-        self.jobs: list[_Job] = []
-        self.sampling = SamplingRows.of([], [])
-        self.lengths = np.zeros(0, np.int64)  # tokens in the cache
-        self.counts = np.zeros(0, np.int64)  # tokens drawn
-        self.limits = np.zeros(0, np.int64)
-        self.stops = np.zeros((0, 1), np.int64)
-        self.tokens = np.zeros((0, 1), np.int64)
-        self.logprobs = np.zeros((0, 1), np.float32)
+    def finished(self) -> bool:
+        return self.samples_done == len(self.samples)
 
     @torch.inference_mode()
-    def join(self, jobs: Sequence[_Job]) -> None:
-        """Prefill the prompts of new samples, each prompt once, and draw their first tokens."""
-        for job in jobs:
-            _check(job.request, self.engine.model.config.max_context)
-        start = 0
-        while start < len(jobs):
-            part = _within_budget(jobs[start:])
-            self._join_part(part)
-            start += len(part)
+    def step(self) -> None:
+        """Refill if that is worth it, then draw one token for every row."""
+        going = int((self.rows["done"][: self.active] == 0).sum())
+        wanted = len(self.rows) if self.waiting else self.active
+        if going == 0 or (wanted - going) * 8 >= wanted:
+            self._compact()
+            if self.waiting:
+                self._refill()
+                return
+        self._decode()
 
-    def _join_part(self, jobs: Sequence[_Job]) -> None:
-        prompts: dict[tuple[int, ...], int] = {}
-        source = [prompts.setdefault(job.request.prompt_ids, len(prompts)) for job in jobs]
-        attend, logits = self.engine.prefill(list(prompts))
-        lengths = np.array([len(job.request.prompt_ids) for job in jobs])
-        self.cache.reserve(int(lengths.max()) + 1)
-        rows = torch.arange(self.size, self.size + len(jobs))
-        for layer, (k, v) in enumerate(attend.kept):
-            self.cache.fill(layer, rows, torch.tensor(source), k, v)
-        context = self.engine.model.config.max_context
-        limits = [min(job.request.sampling.max_tokens, context - n) for job, n in zip(jobs, lengths, strict=True)]
-        new = SamplingRows.of([job.request.sampling for job in jobs], [job.seed for job in jobs])
-        self.jobs += jobs
-        self.sampling = self.sampling.join(new)
-        self.lengths = np.concatenate([self.lengths, lengths])
-        self.counts = np.concatenate([self.counts, np.zeros(len(jobs), np.int64)])
-        self.limits = np.concatenate([self.limits, np.array(limits, np.int64)])
-        self._widen(jobs)
-        first = self.size
-        self.size += len(jobs)
-        self._draw(logits[torch.tensor(source)], np.arange(first, self.size))
-
-    def _widen(self, jobs: Sequence[_Job]) -> None:
-        """Make the two-dimensional arrays large enough for the new rows."""
-        width = max(self.tokens.shape[1], int(self.limits.max()))
-        stop_width = max(self.stops.shape[1], *(len(job.request.sampling.stop_tokens) for job in jobs))
-        stops = np.full((len(jobs), stop_width), -1, np.int64)
-        for row, job in enumerate(jobs):
-            stops[row, : len(job.request.sampling.stop_tokens)] = job.request.sampling.stop_tokens
-        self.stops = np.concatenate([_pad(self.stops, stop_width, -1), stops])
-        self.tokens = np.concatenate([_pad(self.tokens, width, 0), np.zeros((len(jobs), width), np.int64)])
-        self.logprobs = np.concatenate([_pad(self.logprobs, width, 0), np.zeros((len(jobs), width), np.float32)])
-
-    @torch.inference_mode()
-    def decode(self) -> None:
-        """One token more for every row."""
-        rows = np.arange(self.size)
-        lengths = torch.from_numpy(self.lengths).to(self.engine.device)
-        self.cache.reserve(int(self.lengths.max()) + 1)
-        ids = torch.from_numpy(self.tokens[rows, self.counts - 1])[:, None].to(self.engine.device)
-        attend = DecodeAttend(self.cache, lengths)
-        hidden = self.engine.model.hidden(ids, lengths[:, None], attend)
-        self.lengths += 1
-        self._draw(self.engine.model.logits(hidden[:, 0]), rows)
-
-    def _draw(self, logits: Tensor, rows: np.ndarray) -> None:
-        tokens, logprobs = sample(logits, self.sampling.take(rows), self.counts[rows])
-        self.tokens[rows, self.counts[rows]] = tokens.cpu().numpy()
-        self.logprobs[rows, self.counts[rows]] = logprobs.cpu().numpy()
-        self.counts[rows] += 1
-
-    @torch.inference_mode()
-    def collect(self) -> list[tuple[_Job, Completion]]:
-        """Completions of rows that are done; the rows are given free."""
-        if not self.size:
-            return []
-        last = self.tokens[np.arange(self.size), self.counts - 1]
-        stopped = (self.stops == last[:, None]).any(1)
-        done = stopped | (self.counts >= self.limits)
-        if not done.any():
-            return []
-        found = []
-        for row in np.flatnonzero(done):
-            count = self.counts[row]
-            reason: Literal["stop", "length"] = "stop" if stopped[row] else "length"
-            completion = Completion(
-                token_ids=tuple(self.tokens[row, :count].tolist()),
-                logprobs=tuple(self.logprobs[row, :count].tolist()),
-                finish_reason=reason,
-                weights_hash=self.engine.weights_hash,
-                seed=self.jobs[row].seed,
+    def completions(self) -> list[list[Completion]]:
+        answers: list[list[Completion]] = [[] for _ in self.requests]
+        for row in self.final:
+            sample, count = row["sample"], row["count"]
+            answers[row["request"]].append(
+                Completion(
+                    token_ids=tuple(self.tokens[sample, :count].tolist()),
+                    logprobs=tuple(self.logprobs[sample, :count].tolist()),
+                    finish_reason=REASONS[row["done"]],  # type: ignore[arg-type]
+                    weights_hash=self.weights_hash,
+                    seed=int(row["seed"]),
+                )
             )
-            found.append((self.jobs[row], completion))
-        self._keep(np.flatnonzero(~done))
-        return found
+        return answers
 
-    def _keep(self, rows: np.ndarray) -> None:
-        """Close the gaps: rows beyond the new size move into the holes before it."""
-        size = len(rows)
-        holes = np.setdiff1d(np.arange(size), rows)
-        movers = rows[rows >= size]
-        order = np.arange(size)
-        order[holes] = movers
+    def _decode(self) -> None:
+        rows = self.rows[: self.active]
+        width = int(rows["length"].max()) + 1
+        lengths = self._tensor(rows["length"])
+        attend = self.cache.decode(lengths, width)
+        ids = self._tensor(rows["token"])[:, None]
+        logits = self.engine.forward(ids, lengths[:, None], attend, torch.zeros_like(lengths))
+        rows["length"] += rows["done"] == 0
+        self._draw(rows, logits)
+
+    def _compact(self) -> None:
+        """Move the last unfinished rows into the holes that finished ones left."""
+        going = (self.rows["done"][: self.active] == 0).nonzero()[0]
+        holes = np.setdiff1d(np.arange(len(going)), going)
         if len(holes):
-            self.cache.move(torch.from_numpy(holes), torch.from_numpy(movers))
-        self.jobs = [self.jobs[i] for i in order]
-        self.sampling = self.sampling.take(order)
-        for name in ("lengths", "counts", "limits", "stops", "tokens", "logprobs"):
-            setattr(self, name, getattr(self, name)[order])
-        self.size = size
+            movers = going[-len(holes) :]
+            width = int(self.rows["length"][movers].max())
+            self.cache.move(self._tensor(movers), self._tensor(holes), width)
+            self.rows[holes] = self.rows[movers]
+        self.active = len(going)
+
+    def _refill(self) -> None:
+        """Fill the free rows with waiting samples and draw each one's first token."""
+        start = self.active
+        chosen = [self.waiting.popleft() for _ in range(min(len(self.rows) - start, len(self.waiting)))]
+        self.active = start + len(chosen)
+        rows = self.rows[start : self.active]
+        rows[:] = self.samples[chosen]
+        targets: dict[tuple[int, ...], list[int]] = {}
+        for offset, request in enumerate(rows["request"]):
+            targets.setdefault(self.requests[request].prompt_ids, []).append(offset)
+        logits = None
+        for prompts, prefilled, scores in self._prefill(list(targets)):
+            offsets = [offset for prompt in prompts for offset in targets[prompt]]
+            index = [i for i, prompt in enumerate(prompts) for _ in targets[prompt]]
+            self.cache.place(self._tensor(np.asarray(offsets) + start), prefilled, self._tensor(np.asarray(index)))
+            if logits is None:
+                logits = scores.new_empty(len(rows), scores.shape[1])
+            logits[self._tensor(np.asarray(offsets))] = scores[self._tensor(np.asarray(index))]
+        assert logits is not None
+        self._draw(rows, logits)
+
+    def _prefill(self, prompts: list[tuple[int, ...]]) -> Iterator[tuple[list[tuple[int, ...]], Prompts, Tensor]]:
+        """Each distinct prompt's keys, values and next scores [prompts, V], in right-padded batches."""
+        held, self.held = self.held, {}
+        upcoming = self.requests[self.samples["request"][self.waiting[0]]].prompt_ids if self.waiting else None
+        fresh = []
+        for prompt in prompts:
+            if prompt in held:
+                yield [prompt], *held[prompt]
+                if prompt == upcoming:
+                    self.held[prompt] = held[prompt]
+            else:
+                fresh.append(prompt)
+        for part in prefill_batches(fresh):
+            lengths = np.asarray([len(prompt) for prompt in part], np.int64)
+            ids = np.full((len(part), lengths.max()), self.engine.pad_id, np.int64)
+            for i, prompt in enumerate(part):
+                ids[i, : len(prompt)] = prompt
+            kept = Prompts()
+            positions = torch.arange(ids.shape[1], device=self.engine.device).expand(len(part), -1)
+            logits = self.engine.forward(self._tensor(ids), positions, kept, self._tensor(lengths - 1))
+            yield part, kept, logits
+            if upcoming in part:
+                i = part.index(upcoming)
+                self.held[upcoming] = kept.take(i, len(upcoming)), logits[i : i + 1].clone()
+
+    def _draw(self, rows: np.ndarray, logits: Tensor) -> None:
+        """Draw a token for each of `rows` (a view), and write down those of unfinished ones."""
+        uniforms = uniform(rows["seed"], rows["count"])
+        drawn, scores = draw(logits, uniforms, rows["temperature"], rows["top_k"], rows["top_p"])
+        rows["token"] = drawn.cpu().numpy()
+        going = (rows["done"] == 0).nonzero()[0]
+        self.tokens[rows["sample"][going], rows["count"][going]] = rows["token"][going]
+        self.logprobs[rows["sample"][going], rows["count"][going]] = scores.cpu().numpy()[going]
+        rows["count"][going] += 1
+        stopped = (rows["token"][:, None] == self.stops[rows["request"]]).any(1)
+        ended = np.where(stopped, 1, np.where(rows["count"] >= rows["limit"], 2, 0))
+        rows["done"][going] = ended[going]
+        over = going[ended[going] > 0]
+        self.final[rows["sample"][over]] = rows[over]
+        self.samples_done += len(over)
+        self.tokens_done += len(going)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.engine.device)
 
 
-def _check(request: Request, context: int) -> None:
-    tokens = len(request.prompt_ids)
-    if not 0 < tokens < context:
-        raise UserError(f"a prompt has {tokens} tokens; it needs at least 1 and fewer than model.max_context={context}")
+def check_prompt(prompt: Sequence[int], max_context: int, vocab_size: int) -> None:
+    """Refuse a prompt that cannot be answered.
+
+    Raises:
+        UserError
+    """
+    if not 0 < len(prompt) < max_context:
+        raise UserError(
+            f"a prompt of {len(prompt)} tokens: it must have at least 1 and fewer than "
+            f"model.max_context={max_context}, so that one token can follow"
+        )
+    if not (0 <= min(prompt) and max(prompt) < vocab_size):
+        wrong = next(i for i in prompt if not 0 <= i < vocab_size)
+        raise UserError(f"a prompt holds token id {wrong}, the model has {vocab_size}: use the model's own tokenizer")
 
 
-def _within_budget(jobs: Sequence[_Job]) -> Sequence[_Job]:
-    """The longest beginning of `jobs` whose distinct prompts, padded, fit one prefill (at least one job)."""
-    prompts: set[tuple[int, ...]] = set()
-    longest = 0
-    for count, job in enumerate(jobs):
-        prompts.add(job.request.prompt_ids)
-        longest = max(longest, len(job.request.prompt_ids))
-        if count and len(prompts) * longest > PREFILL_TOKENS:
-            return jobs[:count]
-    return jobs
+def sample_table(requests: Sequence[Request], max_context: int) -> np.ndarray:
+    """Every sample of every request as the row that it starts as, in order."""
+    table = np.zeros(sum(request.n for request in requests), ROW)
+    sample = 0
+    for index, request in enumerate(requests):
+        own, sampling = table[sample : sample + request.n], request.sampling
+        own["sample"] = np.arange(sample, sample + request.n)
+        own["request"], own["length"] = index, len(request.prompt_ids)
+        own["seed"] = [derive_seed(request.seed, i) for i in range(request.n)]
+        own["limit"] = min(sampling.max_tokens, max_context - len(request.prompt_ids))
+        own["temperature"], own["top_k"], own["top_p"] = sampling.temperature, sampling.top_k, sampling.top_p
+        sample += request.n
+    return table
 
 
-def _pad(array: np.ndarray, width: int, value: int) -> np.ndarray:
-    return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=value)
+def stop_table(requests: Sequence[Request]) -> np.ndarray:
+    """[requests, most stop tokens], -1 where a request has fewer."""
+    width = max((len(request.sampling.stop_tokens) for request in requests), default=0)
+    table = np.full((len(requests), width), -1, np.int64)
+    for i, request in enumerate(requests):
+        table[i, : len(request.sampling.stop_tokens)] = request.sampling.stop_tokens
+    return table
+
+
+def prefill_batches(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """Longest first, cut so that a padded batch has at most `PREFILL_TOKENS` tokens."""
+    part: list[tuple[int, ...]] = []
+    for prompt in sorted(prompts, key=len, reverse=True):
+        if part and (len(part) + 1) * len(part[0]) > PREFILL_TOKENS:
+            yield part
+            part = []
+        part.append(prompt)
+    if part:
+        yield part

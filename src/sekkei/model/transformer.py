@@ -58,7 +58,8 @@ class Transformer(nn.Module):
         self.config = config
         width = config.hidden_size
         self.embed = nn.Embedding(config.vocab_size, width) if embedding else None
-        self.layers = nn.ModuleDict({str(i): Block(config) for i in (layers or range(config.num_layers))})
+        held = range(config.num_layers) if layers is None else layers
+        self.layers = nn.ModuleDict({str(i): Block(config) for i in held})
         self.norm = RMSNorm(width, config.norm_eps) if heads else None
         self.lm_head = nn.Linear(width, config.vocab_size, bias=False) if "lm" in heads else None
         self.value_head = nn.Linear(width, 1, bias=False) if "value" in heads else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from sekkei.report.folder import RunFolder
-from sekkei.report.style import BLUE, GREEN, GREY, ORANGE, PALETTE, PURPLE, RED, Chart, percent_axis
+from sekkei.report.style import BLUE, GREEN, GREY, INK, ORANGE, PALETTE, PURPLE, RED, Chart, percent_axis, styled
 
 _BUCKET = re.compile(r"bpb\.positions_([0-9]+)_([0-9]+)")
 REASONING_BARS = (
@@ -20,6 +20,7 @@ REASONING_BARS = (
 )
 
 
+@styled
 def data_waterfall(run: RunFolder) -> str | None:
     """Pages that came in, what each rule dropped, what was kept."""
     pages, kept = run.figures.get("data.pages"), run.figures.get("data.kept")
@@ -34,18 +35,20 @@ def data_waterfall(run: RunFolder) -> str | None:
         left -= count
         rows.append((rule, left, count, RED))
     rows.append(("kept", 0.0, kept, GREEN))
-    for place, (name, start, width, color) in enumerate(rows):
+    for place, (_, start, width, color) in enumerate(rows):
         axes.barh(place, width, left=start, color=color, height=0.66)
-        sign = "−" if color == RED else ""
-        axes.text(start + width, place, f" {sign}{width:,.0f}", va="center", ha="left", fontsize=9)
-        axes.text(0, place, f"{name}  ", va="center", ha="right", fontsize=9, clip_on=False)
-    axes.set_yticks([])
+        shown = f"{'−' if color == RED else ''}{width:,.0f}"
+        axes.annotate(shown, (start + width, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name, *_ in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
     axes.invert_yaxis()
     axes.set_xlim(0, max(pages, 1) * 1.09)
     axes.set_xlabel("pages")
     return chart.svg()
 
 
+@styled
 def long_context(run: RunFolder) -> str | None:
     """Bits per byte by position: before the long stage, rescaled but not trained, and after it."""
     found = _position_runs(run)
@@ -62,6 +65,7 @@ def long_context(run: RunFolder) -> str | None:
                 x = place + (number - (len(found) - 1) / 2) * width
                 axes.bar(x, bits[bucket], width * 0.92, color=color, label=label if place == 0 else None)
                 axes.text(x, bits[bucket], f"{bits[bucket]:.2f}", ha="center", va="bottom", fontsize=8.5)
+    axes.grid(visible=False, axis="x")
     axes.set_xticks(range(len(buckets)), [f"tokens {low}–{high}" for low, high in buckets])
     axes.set_ylabel("bits per byte")
     axes.set_ylim(0, max(value for _, bits in found for value in bits.values()) * 1.3)
@@ -83,6 +87,7 @@ def _position_runs(run: RunFolder) -> list[tuple[str, dict[tuple[int, int], floa
     return found
 
 
+@styled
 def reasoning(run: RunFolder) -> str | None:
     """Accuracy on held-out problems after every stage, with 95% intervals where they were measured."""
     labels = [label for label in run.labels if run.under(f"reasoning.{label}")]
@@ -103,12 +108,13 @@ def reasoning(run: RunFolder) -> str | None:
             low, high = figures.get(f"{name}.low"), figures.get(f"{name}.high")
             top = value
             if low is not None and high is not None:
-                axes.vlines(x, low, high, color="#010203", linewidth=1.1)
+                axes.vlines(x, low, high, color=INK, linewidth=1.1)
                 top = max(value, high)
             axes.text(x, top + 0.012, f"{value:.0%}", ha="center", va="bottom", fontsize=8)
     modulus = ((run.recipe.get("data") or {}).get("chain") or {}).get("modulus")
     if isinstance(modulus, int) and modulus > 1:
         axes.axhline(1 / modulus, color=GREY, linewidth=1, linestyle=(0, (3, 3)), label=f"a guess ({1 / modulus:.1%})")
+    axes.grid(visible=False, axis="x")
     axes.set_xticks(range(len(labels)), labels)
     percent_axis(axes, top=1.12)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
@@ -116,6 +122,7 @@ def reasoning(run: RunFolder) -> str | None:
     return chart.svg()
 
 
+@styled
 def in_context(run: RunFolder) -> str | None:
     """Accuracy of symbol mapping over the number of examples in the prompt, a line per checkpoint."""
     curves = []

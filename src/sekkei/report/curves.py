@@ -6,9 +6,10 @@ Each function returns one SVG, or None where the run has no such records.
 from __future__ import annotations
 
 from sekkei.report.folder import RunFolder, Series
-from sekkei.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Chart, line
+from sekkei.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Chart, line, styled
 
 
+@styled
 def pretraining(run: RunFolder) -> str | None:
     """Loss and bits per byte over the tokens of all pretraining stages, boundaries marked."""
     stages = [key for key in run.pretrain_keys if run.series(f"pretrain.{key}", "loss")]
@@ -38,9 +39,7 @@ def pretraining(run: RunFolder) -> str | None:
                 axes.axvline(offset / 1e6, color=GREY, linewidth=1, linestyle=(0, (3, 3)))
             middle = (offset + end) / 2e6
             height = 1.0 if number % 2 == 0 else 1.055  # neighbours on two heights: a short stage's name is wider
-            axes.text(
-                middle, height, key, color=color, ha="center", va="bottom", transform=axes.get_xaxis_transform()
-            )
+            axes.text(middle, height, key, color=color, ha="center", va="bottom", transform=axes.get_xaxis_transform())
         offset = end
     loss_axes.set_ylabel("training loss, nats per token")
     bits_axes.set_ylabel("bits per byte")
@@ -52,6 +51,7 @@ def pretraining(run: RunFolder) -> str | None:
     return chart.svg()
 
 
+@styled
 def instruction_tuning(run: RunFolder) -> str | None:
     """SFT's loss on the assistant's tokens."""
     loss = run.series("sft", "loss")
@@ -65,6 +65,7 @@ def instruction_tuning(run: RunFolder) -> str | None:
     return chart.svg()
 
 
+@styled
 def reinforcement(run: RunFolder) -> str | None:
     """GRPO: reward, written steps, length and entropy."""
     panels = (
@@ -76,6 +77,7 @@ def reinforcement(run: RunFolder) -> str | None:
     return _panels(run, "grpo", "Reinforcement learning: reward, written steps, length, entropy", panels, rows=2)
 
 
+@styled
 def preferences(run: RunFolder) -> str | None:
     """DPO: margin and rewards, log-probabilities, accuracies."""
     if not run.series("dpo", "rewards/margins"):
@@ -101,9 +103,7 @@ def preferences(run: RunFolder) -> str | None:
     return chart.svg()
 
 
-def _panels(
-    run: RunFolder, stage: str, title: str, panels: tuple[tuple[str, str, str], ...], rows: int
-) -> str | None:
+def _panels(run: RunFolder, stage: str, title: str, panels: tuple[tuple[str, str, str], ...], rows: int) -> str | None:
     found = [(label, color, run.series(stage, name)) for name, label, color in panels]
     if not any(series for *_, series in found):
         return None

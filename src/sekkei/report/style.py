@@ -9,11 +9,12 @@ It does not handle raster images or interaction.
 
 from __future__ import annotations
 
+import functools
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from matplotlib import rc_context
@@ -24,6 +25,8 @@ INK = "#010203"  # stands for the page's text colour; no palette colour may equa
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#3b82c4", "#e08a2e", "#3f9e6e", "#c9504c", "#8a6fc0", "#8b949e"
 PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, GREY)
 MAX_POINTS = 600  # of one drawn line; a page with ten of them stays well under a megabyte
+P = ParamSpec("P")
+R = TypeVar("R")
 SMOOTHING = 40  # a running mean over 1/40 of the points
 
 _STYLE = {
@@ -50,8 +53,19 @@ _STYLE = {
 }
 
 
+def styled(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a drawing function with our style; a chart's parts take it on when they are made."""
+
+    @functools.wraps(function)
+    def drawing(*args: P.args, **kwargs: P.kwargs) -> R:
+        with rc_context(_STYLE):
+            return function(*args, **kwargs)
+
+    return drawing
+
+
 class Chart:
-    """A grid of axes that becomes one SVG.
+    """A grid of axes that becomes one SVG, made and finished inside a `styled` function.
 
     Args:
         name: unique on the page; salts the ids. title: what a screen reader says.
@@ -60,16 +74,14 @@ class Chart:
 
     def __init__(self, name: str, title: str, rows: int = 1, columns: int = 1, height: float = 2.9) -> None:
         self.name, self.title = name, title
-        with rc_context(_STYLE):
-            self.figure = Figure(figsize=(10.0, height * rows))
-            grid = self.figure.subplots(rows, columns, squeeze=False)
+        self.figure = Figure(figsize=(10.0, height * rows))
+        grid = self.figure.subplots(rows, columns, squeeze=False)
         self.axes: list[Axes] = list(grid.flat)
 
     def svg(self) -> str:
         """The finished SVG element, without prolog, sized by the page."""
         buffer = io.StringIO()
-        style: dict[str, Any] = {**_STYLE, "svg.hashsalt": f"sekkei.{self.name}"}
-        with rc_context(style):
+        with rc_context({"svg.hashsalt": f"sekkei.{self.name}"}):
             self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
         text = buffer.getvalue()
         text = text[text.index("<svg") :]
@@ -91,11 +103,11 @@ def line(axes: Axes, x: Sequence[float], y: Sequence[float], color: str, label: 
 
 
 def running_mean(values: Sequence[float], window: int) -> np.ndarray:
-    """[N] -> [N]: mean over `window` neighbours, over fewer at the ends."""
+    """[N] -> [N]: mean over about `window` neighbours, over fewer at the ends, as many on either side."""
     sums = np.concatenate(([0.0], np.cumsum(np.asarray(values, dtype=np.float64))))
     index = np.arange(len(values))
-    low = np.maximum(index - window // 2, 0)
-    high = np.minimum(low + window, len(values))
+    half = np.minimum(window // 2, np.minimum(index, len(values) - 1 - index))
+    low, high = index - half, index + half + 1
     return (sums[high] - sums[low]) / (high - low)
 
 
