@@ -69,14 +69,14 @@ def test_a_large_vocabulary_equals_one_long_sum() -> None:
 
 
 def test_top_k_and_top_p_keep_what_they_say() -> None:
-    weights = torch.tensor([[0.1, 0.4, 0.1, 0.3, 0.1]]).expand(6, -1)
+    weights = torch.tensor([[1.0, 4.0, 1.0, 3.0, 1.0]]).expand(6, -1)
     kept = cut_weights(weights, np.array([2, 0, 0, 3, 2, 1]), np.array([1.0, 0.4, 0.41, 1.0, 0.5, 0.01])) > 0
     assert [row.nonzero().flatten().tolist() for row in kept] == [
         [1, 3],
         [1],
         [1, 3],
         [0, 1, 3],  # a tie goes to the lower id
-        [1],  # 0.4 / 0.7 of what top-k left already holds 0.5
+        [1],  # 4 / 7 of what top-k left already holds 0.5
         [1],
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,17 @@ CHAIN_PROMPT = "<|bos|><|user|>start at 7, add 3, times 4, modulo 23<|end|><|ass
 
 @pytest.fixture
 def life(tmp_path: Path) -> Path:
-    """A finished run of all stages, its name and texts holding what HTML must escape."""
-    return write_life(tmp_path / "laptop")
+    """A finished run of all stages, its texts holding what HTML must escape."""
+    return _write_life(tmp_path / "laptop")
 
 
-def write_life(folder: Path) -> Path:
-    """Write the folder; the same call writes the same bytes."""
+@pytest.fixture(scope="session")
+def write_life() -> Callable[[Path], Path]:
+    """Writes such a run into a folder; the same bytes every time."""
+    return _write_life
+
+
+def _write_life(folder: Path) -> Path:
     rng = random.Random(0)
     folder.mkdir(parents=True)
     recipe = config.to_mapping(load("laptop"))

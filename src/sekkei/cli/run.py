@@ -24,7 +24,8 @@ def command(
     """Run a recipe: data, tokenizer, pretraining, instruction tuning, alignment, evaluation, report.
 
     A finished stage is reused while nothing that it depends on has changed; a run that was cut off goes
-    on from its last checkpoint when the same command is given again.
+    on from its last checkpoint when the same command is given again (without --from and --force, which
+    start their stages anew).
 
     \b
     Examples:

@@ -49,10 +49,10 @@ class DomainRows:
         epoch = int(np.searchsorted(self.first_row, index, side="right")) - 1
         return [self._sample(piece) for piece in self.epochs[epoch][index - self.first_row[epoch]]]
 
-    def epoch_of(self, index: int) -> int:
-        """How many times the whole domain was read before row `index`."""
-        self.row(index)
-        return int(np.searchsorted(self.first_row, index, side="right")) - 1
+    def passes(self, rows: int) -> float:
+        """How often `rows` rows read the whole domain, in rows of the first pass."""
+        self.row(0)
+        return rows / self.first_row[1]
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.Generator(np.random.PCG64(derive_seed("rows", self.seed, self.name, epoch)))
@@ -100,7 +100,10 @@ class MixtureLoader:
         for name in used:
             if name not in shards or not len(shards[name]):
                 raise ConfigError(f"{key}.{name}", f"no such text; domains here: {', '.join(sorted(shards))}")
-            self.domains.append(DomainRows(shards[name], name, context, seed))
+            rows = DomainRows(shards[name], name, context, seed)
+            if not len(rows.length):
+                raise ConfigError(f"{key}.{name}", "none of its documents has 2 tokens: there is nothing to predict")
+            self.domains.append(rows)
         offset = derive_seed("mixture", seed) / 2**63
         place = (np.arange(total_rows) * GOLDEN + offset) % 1.0
         bounds = np.cumsum(list(used.values()))[:-1]
@@ -121,13 +124,11 @@ class MixtureLoader:
         sizes = torch.from_numpy(self.token_bytes[scored]) * (batch.labels >= 0)
         return batch.with_extra(bytes=sizes)
 
-    def epochs(self, rows: int) -> dict[str, int]:
-        """How often each domain has been read through after `rows` rows."""
-        result = {}
-        for i, domain in enumerate(self.domains):
-            count = int((self.choice[:rows] == i).sum())
-            result[domain.name] = domain.epoch_of(count - 1) if count else 0
-        return result
+    def epochs(self, rows: int) -> dict[str, float]:
+        """How often each domain has been read after `rows` rows of the mixture."""
+        return {
+            domain.name: domain.passes(int((self.choice[:rows] == i).sum())) for i, domain in enumerate(self.domains)
+        }
 
 
 def check_mixture(mixture: Mapping[str, float], key: str) -> None:

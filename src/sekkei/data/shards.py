@@ -77,12 +77,14 @@ def open_shards(folder: Path) -> dict[str, Shard]:
 
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if "index.parquet" not in manifest:
+            raise ValueError("manifest.json does not list index.parquet")
         for name, entry in manifest.items():
             if atomic.sha256(folder / name) != entry["sha256"]:
                 raise UserError(
                     f"{folder / name}: its checksum differs from manifest.json; run again with --from tokens"
                 )
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:  # ValueError: no UTF-8, or no JSON
         raise UserError(f"{folder}: no readable token shards ({error}); run again with --from tokens") from None
     table = parquet.read_table(folder / "index.parquet").to_pydict()
     names = np.array(table["shard"])

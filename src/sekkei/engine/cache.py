@@ -76,8 +76,7 @@ class KVCache:
             lengths: [R] int64, tokens that each row holds before this one.
             width: max(lengths) + 1.
         """
-        keys, values = self._storage()
-        self.reserve(width, keys)
+        self.reserve(width, self._storage()[0])
         return DecodeAttend(*self._storage(), lengths, width)
 
     def _storage(self) -> tuple[Tensor, Tensor]:

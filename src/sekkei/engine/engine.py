@@ -306,8 +306,8 @@ def check_prompt(prompt: Sequence[int], max_context: int, vocab_size: int) -> No
             f"a prompt of {len(prompt)} tokens: it must have at least 1 and fewer than "
             f"model.max_context={max_context}, so that one token can follow"
         )
-    if not (0 <= min(prompt) and max(prompt) < vocab_size):
-        wrong = next(i for i in prompt if not 0 <= i < vocab_size)
+    wrong = next((i for i in (min(prompt), max(prompt)) if not 0 <= i < vocab_size), None)
+    if wrong is not None:
         raise UserError(f"a prompt holds token id {wrong}, the model has {vocab_size}: use the model's own tokenizer")
 
 

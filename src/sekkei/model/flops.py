@@ -23,16 +23,15 @@ from sekkei.model.logprobs import CHUNK_ELEMENTS, KEEP_ELEMENTS
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:
-    """Parameters by component: embedding, attention, mlp, norms, lm_head (0 where tied), and their total."""
+    """Parameters by component: embedding, attention, mlp, norms, lm_head (0 where tied); their sum is all."""
     d, h, layers = config.hidden_size, config.head_size, config.num_layers
-    counts = {
+    return {
         "embedding": config.vocab_size * d,
         "attention": layers * 2 * d * h * (config.num_heads + config.num_kv_heads),
         "mlp": layers * 3 * d * config.intermediate_size,
         "norms": layers * (2 * d + (2 * h if config.qk_norm else 0)) + d,
         "lm_head": 0 if config.tied_embeddings else config.vocab_size * d,
     }
-    return {**counts, "total": sum(counts.values())}
 
 
 def flops_per_token(config: ModelConfig, context: int) -> float:
@@ -47,7 +46,7 @@ def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_size * dtype.itemsize
 
 
-def training_bytes(config: ModelConfig, rows: int, tokens: int, dtype: torch.dtype) -> dict[str, int]:
+def training_bytes(config: ModelConfig, rows: int, tokens: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, int]:
     """Bytes that one training step of a micro-batch needs on one device: AdamW, float32 weights, no recomputation.
 
     weights 4 P, gradients 4 P, moments 8 P; casts: the copies of attention and MLP matrices that autocast
@@ -72,9 +71,10 @@ def training_bytes(config: ModelConfig, rows: int, tokens: int, dtype: torch.dty
         rows, tokens: shape of the micro-batch, with segments. dtype: float32, or the autocast dtype; the device is
             a CPU.
     Returns:
-        bytes by name, and their total.
+        bytes by name; their sum is what the step holds at its peak.
     """
     counts, s = count_parameters(config), dtype.itemsize
+    parameters = sum(counts.values())
     d, f, heads = config.hidden_size, config.intermediate_size, config.num_heads
     a, c = heads * config.head_size, config.num_kv_heads * config.head_size
     autocast = dtype != torch.float32
@@ -84,12 +84,11 @@ def training_bytes(config: ModelConfig, rows: int, tokens: int, dtype: torch.dty
     explicit = choose_path(torch.device("cpu"), dtype, tokens) == "explicit"
     layer += (4 + s) * heads * tokens if explicit else s * tokens + 4 * heads
     logits = rows * tokens * config.vocab_size
-    sizes = {
-        "weights": 4 * counts["total"],
-        "gradients": 4 * counts["total"],
-        "moments": 8 * counts["total"],
+    return {
+        "weights": 4 * parameters,
+        "gradients": 4 * parameters,
+        "moments": 8 * parameters,
         "casts": s * (counts["attention"] + counts["mlp"]) if autocast else 0,
         "activations": rows * tokens * (config.num_layers * layer + 12 * d),
         "logits": (s * logits if logits <= KEEP_ELEMENTS else 0) + 12 * min(logits, CHUNK_ELEMENTS),
     }
-    return {**sizes, "total": sum(sizes.values())}

@@ -215,7 +215,7 @@ def check_state(state: Mapping[str, Tensor], config: ModelConfig, source: str) -
             raise UserError(f"{source}: tensor {_name_to_hf(name)} is missing")
         if state[name].shape != shape:
             raise UserError(
-                f"{source}: tensor {_name_to_hf(name)} has shape {list(state[name].shape)}, the config says {list(shape)}"
+                f"{source}: tensor {_name_to_hf(name)} is {list(state[name].shape)}, config.json says {list(shape)}"
             )
     for name in state:
         if name not in shapes:

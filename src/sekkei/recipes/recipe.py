@@ -105,6 +105,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
         UserError: no such recipe. ConfigError: a key that does not fit.
     """
     data = loader.override(resolve(name), overrides)
+    stages = data.get("pretrain")
+    if isinstance(stages, dict):  # null removes a stage that the base recipe has
+        data["pretrain"] = {key: stage for key, stage in stages.items() if stage is not None}
     return loader.from_mapping(Recipe, data)
 
 
@@ -133,6 +136,8 @@ def _read(name: str, relative_to: Path | None) -> tuple[dict[str, Any], Path]:
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         if relative_to is not None and not path.is_absolute():
             path = relative_to / path
+        if not path.is_file():
+            raise UserError(f"{path}: no such recipe file; give a path, or a shipped name: {', '.join(shipped())}")
         return loader.read_yaml(path), path.parent
     if name not in shipped():
         raise UserError(f"{name}: no such recipe; shipped: {', '.join(shipped())}; a file's name ends in .yaml")

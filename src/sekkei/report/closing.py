@@ -42,9 +42,10 @@ def closing_screen(folder: Path) -> str:
         tried.append((f"sekkei run {recipe} --run-dir {place}", f"go on: {', '.join(missing)}"))
     if any(stage in run.done for stage in run.planned):
         tried.append((f"sekkei chat {place}", "talk to it"))
-        for stage in ("sft", run.planned[len(run.pretrain_keys) - 1]):
+        base = run.planned[len(run.pretrain_keys) - 1]
+        for stage, why in (("sft", "before alignment"), (base, "the base model, which continues text")):
             if stage in run.done and stage != _newest(run):
-                tried.append((f"sekkei chat {place} --stage {stage}", "the same before the later stages"))
+                tried.append((f"sekkei chat {place} --stage {stage}", why))
     tried.append((f"sekkei report {place}", "draw the report again"))
     width = max(len(command) for command, _ in tried)
     lines += ["", f"The report: {folder / PAGE}" if (folder / PAGE).exists() else "The report is not drawn yet."]
@@ -109,7 +110,7 @@ def _picks_up(run: RunFolder) -> str | None:
         if len(shots) > 1:
             few, many = min(shots), max(shots)
             return (
-                f"learns from the prompt: {shots[few]:.0%} of symbol patterns with {few} examples, "
+                f"continues symbol patterns: {shots[few]:.0%} right with {few} examples in the prompt, "
                 f"{shots[many]:.0%} with {many} ({label})"
             )
     return None

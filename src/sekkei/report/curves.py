@@ -17,37 +17,39 @@ def pretraining(run: RunFolder) -> str | None:
         return None
     chart = Chart("pretraining", "Pretraining: loss and bits per byte over tokens", columns=2)
     loss_axes, bits_axes = chart.axes
+    read = sum(run.series(f"pretrain.{key}", "loss").tokens[-1] for key in stages)
+    unit, unit_name = (1e6, "million") if read >= 1e6 else (1e3, "thousand")
     offset, held_out_named = 0.0, False
     for number, key in enumerate(stages):
         color = (BLUE, ORANGE, GREEN, PURPLE, RED)[number % 5]
         loss = run.series(f"pretrain.{key}", "loss")
-        line(loss_axes, _millions(loss, offset), loss.values, color)
+        line(loss_axes, _tokens(loss, offset, unit), loss.values, color)
         bits = run.series(f"pretrain.{key}", "bpb")
         if bits:
-            line(bits_axes, _millions(bits, offset), bits.values, color)
+            line(bits_axes, _tokens(bits, offset, unit), bits.values, color)
         held_out = run.series(f"pretrain.{key}", "heldout_bpb")
         if held_out:
             label = None if held_out_named else "held out (the stage's largest domain)"
             held_out_named = True
             bits_axes.plot(
-                _millions(held_out, offset), held_out.values, "o", markersize=4.5, color=color, label=label,
+                _tokens(held_out, offset, unit), held_out.values, "o", markersize=4.5, color=color, label=label,
                 markeredgecolor="white", markeredgewidth=0.6, zorder=5,
             )  # fmt: skip
         end = offset + loss.tokens[-1]
         for axes in chart.axes:
             if number:
-                axes.axvline(offset / 1e6, color=GREY, linewidth=1, linestyle=(0, (3, 3)))
-            middle = (offset + end) / 2e6
+                axes.axvline(offset / unit, color=GREY, linewidth=1, linestyle=(0, (3, 3)))
+            middle = (offset + end) / 2 / unit
             height = 1.0 if number % 2 == 0 else 1.055  # neighbours on two heights: a short stage's name is wider
             axes.text(middle, height, key, color=color, ha="center", va="bottom", transform=axes.get_xaxis_transform())
         offset = end
     loss_axes.set_ylabel("training loss, nats per token")
     bits_axes.set_ylabel("bits per byte")
     if held_out_named:
-        bits_axes.legend(loc="upper right")
+        bits_axes.legend(loc="best")
     for axes in chart.axes:
-        axes.set_xlabel("million tokens read")
-        axes.set_xlim(0, max(offset / 1e6, 1e-9))
+        axes.set_xlabel(f"{unit_name} tokens read")
+        axes.set_xlim(0, max(offset / unit, 1e-9))
     return chart.svg()
 
 
@@ -119,5 +121,5 @@ def _panels(run: RunFolder, stage: str, title: str, panels: tuple[tuple[str, str
     return chart.svg()
 
 
-def _millions(series: Series, offset: float) -> list[float]:
-    return [(offset + tokens) / 1e6 for tokens in series.tokens]
+def _tokens(series: Series, offset: float, unit: float) -> list[float]:
+    return [(offset + tokens) / unit for tokens in series.tokens]

@@ -21,6 +21,7 @@ from sekkei.core import atomic
 from sekkei.report import bars, curves, tables, words
 from sekkei.report.closing import abilities, closing_screen
 from sekkei.report.folder import RunFolder, read_run, total
+from sekkei.report.tables import SampleTable, Table
 
 __all__ = ["closing_screen", "render"]
 
@@ -36,8 +37,8 @@ class Section:
     about: str
     absent: str
     charts: Sequence[str] = ()
-    tables: Sequence[tables.Table] = ()
-    samples: Sequence[tables.SampleTable] = ()
+    tables: Sequence[Table] = ()
+    samples: Sequence[SampleTable] = ()
     folded: bool = False
 
     @property

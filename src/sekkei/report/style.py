@@ -14,7 +14,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from html import escape
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from matplotlib import rc_context
@@ -29,7 +29,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 SMOOTHING = 40  # a running mean over 1/40 of the points
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a stage called "$a$" is a name
     "font.family": "sans-serif",
@@ -86,7 +86,7 @@ class Chart:
         text = buffer.getvalue()
         text = text[text.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-        text = re.sub(r'<g id="[A-Za-z_.]+[0-9]*">', "<g>", text)  # matplotlib counts these anew in every chart
+        text = re.sub(r'<g id="[\w.]+">', "<g>", text)  # matplotlib counts these anew in every chart
         text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
         text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 role="img"', text, count=1)
         text = text.replace(INK, "currentColor")

@@ -125,9 +125,10 @@ def conversations(run: RunFolder) -> Table | None:
             cells = []
             for name in columns:
                 value = figures.get(name)
-                heated = value is not None and name != "refused_harmless"  # there, more is worse
                 shown = "—" if value is None else f"{value:.0%}"
-                cells.append(Cell(shown, min(max(value, 0.0), 1.0) if heated else None, number=True))
+                # Where more is worse nothing is coloured: a strong colour would read as praise.
+                heat = None if value is None or name == "refused_harmless" else min(max(value, 0.0), 1.0)
+                cells.append(Cell(shown, heat, number=True))
             rows.append([Cell(words.LABELS.get(label, label)), *cells])
     if not rows:
         return None
@@ -195,9 +196,16 @@ def said(text: str) -> Said:
     """A model's text for reading: the stop token as a mark, a leading think block apart."""
     if text.lstrip().startswith(THINK):
         reply = parse_reply(text.lstrip())
-        return Said(_TURN.sub(" ", reply.content).strip() + (STOPPED if reply.ended else ""), reply.reasoning)
+        return Said(
+            _readable(reply.content).strip() + (STOPPED if reply.ended else ""), _readable(reply.reasoning or "")
+        )
     ended = text.endswith(END)
-    return Said(_TURN.sub(" ", text.removesuffix(END)).strip("\n") + (STOPPED if ended else ""))
+    return Said(_readable(text.removesuffix(END)).strip("\n") + (STOPPED if ended else ""))
+
+
+def _readable(text: str) -> str:
+    """Without marks of turns, and with one blank line where there were many."""
+    return re.sub(r"\n\s*\n\s*\n", "\n\n", _TURN.sub(" ", text))
 
 
 def _side_by_side(title: str, columns: Sequence[str], moments: Sequence[Sequence[Mapping]], most: int) -> SampleTable:
@@ -206,7 +214,7 @@ def _side_by_side(title: str, columns: Sequence[str], moments: Sequence[Sequence
     rows = []
     for prompt in list(prompts)[:most]:
         cells = [said(str(by[prompt].get("text", ""))) if prompt in by else None for by in texts]
-        rows.append((_TURN.sub(" ", prompt).strip(), cells))
+        rows.append((_readable(prompt).strip(), cells))
     return SampleTable(title, columns, rows)
 
 

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,13 @@ class DataStage:
 
     @property
     def config(self) -> Any:
+        return {"data": loader.to_mapping(self.recipe.data), "pages": self._own_pages}
+
+    @cached_property
+    def _own_pages(self) -> str | None:
+        """Digest of the user's own pages, read once in a run."""
         own = self.recipe.data.pages.path
-        return {"data": loader.to_mapping(self.recipe.data), "pages": pages_digest(Path(own)) if own else None}
+        return pages_digest(Path(own)) if own else None
 
     def run(self, run: Run, out: Path) -> Figures:
         config = self.recipe.data

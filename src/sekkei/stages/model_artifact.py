@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from sekkei.core import config as loader
+from sekkei.core.errors import UserError
 from sekkei.model.config import ModelConfig, RopeScaling
 from sekkei.model.transformer import Head, Transformer
 from sekkei.train.checkpoint import read_sealed, write_sealed
@@ -29,7 +30,11 @@ def load_model(folder: Path, rope_factor: float = 1.0) -> Transformer:
     Raises:
         UserError: the files are missing or damaged.
     """
-    tensors, state = read_sealed(folder)
+    try:
+        tensors, state = read_sealed(folder)
+    except UserError as error:
+        what = str(error).partition(";")[0]  # its remedy is that of a checkpoint
+        raise UserError(f"{what}; run the recipe again with --from {folder.parent.name}") from None
     config = loader.from_mapping(ModelConfig, state["config"], "model")
     if rope_factor > 1:
         config = replace(config, rope_scaling=RopeScaling(kind="linear", factor=rope_factor))

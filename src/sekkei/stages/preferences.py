@@ -39,7 +39,7 @@ from sekkei.parallel.ops import LocalOps
 from sekkei.recipes.recipe import Recipe
 from sekkei.stages.model_artifact import load_model, save_model
 from sekkei.stages.run import Figures, Run
-from sekkei.stages.training import autocast_dtype, train
+from sekkei.stages.training import autocast_dtype, check_length, train
 from sekkei.text.chat import encode_prompt
 from sekkei.text.tokenizer import Tokenizer
 from sekkei.train.objective import Context
@@ -72,8 +72,12 @@ class PreferencesStage:
         with run.console.bar(self.name, len(sizes)) as bar:
             for number, (split, prompts) in enumerate(sizes, start=1):
                 pairs = own_pairs(engine, tokenizer, self.recipe, split, prompts)
+                if not pairs:
+                    run.console.say(f"  preferences: the model's own answers make no {split} pair, only written ones do")
                 pairs += refusal_pairs(tokenizer, self.recipe.seed, split, len(pairs), config)
                 for pair in pairs:
+                    longest = max(len(pair.chosen), len(pair.rejected)) + len(pair.prompt)
+                    check_length(longest, "preferences: an answer", self.recipe.model.max_context)
                     lines.append(json.dumps({"split": split, **vars(pair)}))
                     figures[f"preferences.{split}.{pair.kind}"] += 1
                 bar.update(number, split)
@@ -110,8 +114,8 @@ def _match(better: Sequence[Completion], worse: Sequence[Completion], prompt: tu
 
 
 def refusal_pairs(tokenizer: Tokenizer, seed: int, split: Split, own: int, config: PairingConfig) -> list[Pair]:
-    """Written pairs, as many as make up `config.refusals` of all."""
-    wanted = round(own * config.refusals / (1 - config.refusals))
+    """Written pairs, as many as make up `config.refusals` of all; where that is not 0, one at least."""
+    wanted = max(round(own * config.refusals / (1 - config.refusals)), config.refusals > 0)
     pairs = []
     for written in refusals.refusal_pairs(split, seed)[:wanted]:
         answers = []

@@ -16,6 +16,7 @@ key is reused; one that was cut off with the same key goes on from its checkpoin
 
 from __future__ import annotations
 
+import difflib
 import json
 import platform
 import shutil
@@ -38,6 +39,7 @@ from sekkei.recipes.recipe import Recipe
 
 STARTED, DONE = "started.json", "done.json"
 WORKING = ("checkpoints", STARTED, DONE)  # parts of a stage's folder that are not its artifact
+RECORD = frozenset({"key", "digest", "parts", "figures", "seconds", "peak_gib"})  # what done.json holds
 Figures = dict[str, float]
 
 
@@ -83,11 +85,14 @@ class Run:
         """The record of a finished stage, or None."""
         path = self.folder / stage / DONE
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except json.JSONDecodeError:
-            raise UserError(f"{path}: is damaged; run again with --from {stage}") from None
+        except ValueError:  # no UTF-8, or no JSON
+            record = None
+        if not isinstance(record, dict) or not record.keys() >= RECORD:
+            raise UserError(f"{path}: is damaged; remove that file and run again")
+        return record
 
     @cached_property
     def peak_flops(self) -> float:
@@ -114,12 +119,10 @@ class Runner:
             until: stop after this stage. begin: redo this stage and those after it. only: this one alone.
             force: redo every selected stage, finished or not.
         Raises:
-            UserError: an unknown stage's name, or a stage whose inputs are missing.
+            UserError: an unknown stage's name, a selection without stages, or a stage whose inputs are missing.
         """
         names = [stage.name for stage in self.stages]
-        for name in (until, begin, only):
-            if name is not None and name not in names:
-                raise UserError(f"{name}: this recipe has no such stage; it has {', '.join(names)}")
+        check_selection(names, until, begin, only)
         atomic.sweep(self.run.folder)
         atomic.write_text(
             self.run.folder / "recipe.yaml", yaml.safe_dump(loader.to_mapping(self.run.recipe), sort_keys=False)
@@ -138,7 +141,10 @@ class Runner:
         if done is not None and done["key"] == key and not redo:
             run.console.say(f"{stage.name:<18} reused")
             return
+        self._check_inputs(stage)
         if redo or not _begun(out, key):
+            for record in (DONE, STARTED):  # first of all: what a kill leaves of the rest must not look whole
+                (out / record).unlink(missing_ok=True)
             shutil.rmtree(out, ignore_errors=True)
             run.log.drop(stage.name)
             with atomic.disk_errors(out):
@@ -161,6 +167,31 @@ class Runner:
         atomic.write_json(out / DONE, record)
         run.console.say(f"{stage.name:<18} {seconds:5.0f} s   {summary(figures)}")
 
+    def _check_inputs(self, stage: Stage) -> None:
+        """What the stage reads is of this recipe, and byte for byte what its stage wrote.
+
+        Raises:
+            UserError
+        """
+        current = self._current()
+        for name in stage.reads:
+            if name not in current:
+                raise UserError(f"{stage.name} reads the stage {name}, made by another recipe; run that first")
+            if artifact_parts(self.run.artifact(name)) != current[name]["parts"]:
+                raise UserError(
+                    f"{stage.name} reads {self.run.artifact(name)}, which differs from its own record {DONE}: a file "
+                    f"is damaged or was changed; run again with --from {name}"
+                )
+
+    def _current(self) -> dict[str, dict[str, Any]]:
+        """Records of the finished stages that this recipe would reuse, with all that they were made from."""
+        current: dict[str, dict[str, Any]] = {}
+        for stage in self.stages:
+            done = self.run.done(stage.name)
+            if done is not None and all(name in current for name in stage.reads) and done["key"] == self._key(stage):
+                current[stage.name] = done
+        return current
+
     def _key(self, stage: Stage) -> str:
         inputs = {}
         for name in stage.reads:
@@ -182,18 +213,16 @@ class Runner:
         )
 
     def write_results(self) -> None:
-        """Gather the figures of all finished stages into results.json."""
+        """Gather the figures of the finished stages into results.json; what another recipe made is left out."""
         figures: Figures = {}
         digests: dict[str, str] = {}
         seconds = peak = 0.0
-        for stage in self.stages:
-            done = self.run.done(stage.name)
-            if done is not None:
-                figures |= done["figures"]
-                digests[stage.name] = done["digest"]
-                digests |= {f"{stage.name}/{name}": digest for name, digest in done["parts"].items()}
-                seconds += done["seconds"]
-                peak = max(peak, done["peak_gib"])
+        for name, done in self._current().items():
+            figures |= done["figures"]
+            digests[name] = done["digest"]
+            digests |= {f"{name}/{part}": digest for part, digest in done["parts"].items()}
+            seconds += done["seconds"]
+            peak = max(peak, done["peak_gib"])
         figures |= {"run.seconds": seconds, "run.peak_gib": peak}
         results = {
             "recipe": self.run.recipe.name,
@@ -203,6 +232,23 @@ class Runner:
             "figures": figures,
         }
         atomic.write_json(self.run.folder / "results.json", results)
+
+
+def check_selection(names: Sequence[str], until: str | None, begin: str | None, only: str | None) -> None:
+    """Refuse names that the recipe lacks, and selections that contradict each other (see `Runner.go`).
+
+    Raises:
+        UserError
+    """
+    for option, name in (("--until", until), ("--from", begin), ("--only", only)):
+        if name is not None and name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UserError(f"{option}={name}: this recipe has no such stage; {hint}it has {', '.join(names)}")
+    if only is not None and (until is not None or begin is not None):
+        raise UserError(f"--only={only} names the one stage to run; leave out --until and --from")
+    if until is not None and begin is not None and names.index(until) < names.index(begin):
+        raise UserError(f"--until={until} comes before --from={begin}: nothing is left to run")
 
 
 def open_folder(folder: Path, recipe: Recipe) -> None:
@@ -250,5 +296,5 @@ def summary(figures: Mapping[str, float], most: int = 6) -> str:
 def _begun(out: Path, key: str) -> bool:
     try:
         return json.loads((out / STARTED).read_text(encoding="utf-8")).get("key") == key
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):  # ValueError: no UTF-8, or no JSON
         return False

@@ -26,7 +26,7 @@ from sekkei.recipes.recipe import Recipe
 from sekkei.stages.corpus import read_facts
 from sekkei.stages.model_artifact import load_model, save_model
 from sekkei.stages.run import Figures, Run
-from sekkei.stages.training import sample_hook, train
+from sekkei.stages.training import check_length, sample_hook, train
 from sekkei.text.chat import encode_chat, encode_prompt
 from sekkei.text.tokenizer import Tokenizer
 from sekkei.train.loop import Hook
@@ -120,10 +120,14 @@ class SFTStage:
         def example(index: int) -> Sample:
             rng = random.Random(derive_seed("sft", seed, index))
             if rng.random() < config.everyday:
-                return sft_sample(encode_chat(tokenizer, rng.choice(talks).messages))
-            chains = self.recipe.data.chain
-            problem = chain.sample_problem(rng, rng.choice(chains.train_operations), "train", chains)
-            return sft_sample(encode_chat(tokenizer, chain.demonstration(problem, rng.choice(chain.STYLES))))
+                messages = rng.choice(talks).messages
+            else:
+                chains = self.recipe.data.chain
+                problem = chain.sample_problem(rng, rng.choice(chains.train_operations), "train", chains)
+                messages = chain.demonstration(problem, rng.choice(chain.STYLES))
+            rendered = encode_chat(tokenizer, messages)
+            check_length(len(rendered.ids), "sft: a conversation", self.recipe.model.max_context)
+            return sft_sample(rendered)
 
         return example
 

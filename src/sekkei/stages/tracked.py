@@ -13,7 +13,7 @@ from sekkei.core.tracker import Tracker
 class TrackedLog(RunLog):
     """The run's log; every record also goes to the tracker.
 
-    A resumed run sends the steps since its checkpoint again; trackers keep the later of two equal steps.
+    A resumed run sends the steps since its checkpoint again; what a tracker makes of that is told in core/tracker.py.
     """
 
     def __init__(self, path: Path, tracker: Tracker) -> None:

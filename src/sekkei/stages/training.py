@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from sekkei.core.errors import UserError
 from sekkei.core.seed import derive_seed
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Request, Sampling
@@ -86,6 +87,18 @@ def train(
     with run.console.bar(stage, steps) as bar:
         trainer.run(bar)
     return step
+
+
+def check_length(tokens: int, what: str, max_context: int) -> None:
+    """Refuse a training sequence that reaches positions which the model does not have.
+
+    Args:
+        tokens: ids of the sequence; the last one is only a label and takes no position.
+    Raises:
+        UserError
+    """
+    if tokens - 1 > max_context:
+        raise UserError(f"{what} has {tokens} tokens, it does not fit model.max_context={max_context}; raise it")
 
 
 def sample_hook(run: Run, stage: str, engine: Engine, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]]) -> Hook:

@@ -49,6 +49,14 @@ def read_sealed(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict) or set(manifest) != {TENSORS, STATE}:
+            raise ValueError("its names are not those of a checkpoint")
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no JSON
+        raise UserError(
+            f"{folder / MANIFEST}: is not readable ({error!r}); remove that folder and run again: "
+            "the run goes on from the one before"
+        ) from None
+    try:
         for name in (TENSORS, STATE):
             if atomic.sha256(folder / name) != manifest[name]:
                 raise UserError(
@@ -57,8 +65,8 @@ def read_sealed(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 )
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         return safetensors.torch.load_file(folder / TENSORS), state
-    except (OSError, KeyError, json.JSONDecodeError, safetensors.SafetensorError) as error:
-        raise UserError(f"{folder}: is no readable checkpoint ({error!r}); remove that folder and run again") from None
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"{folder}: is no readable checkpoint ({error}); remove that folder and run again") from None
 
 
 @dataclass

@@ -115,8 +115,11 @@ class Loop:
 
     def _take(self, step: int) -> dict[str, object]:
         record: dict[str, object] = {}
+        skipped_before = self.skipped
         for update in self.objective.next_step(self.ctx):
             record.update(self._update(update, step))
+        if self.skipped == skipped_before:  # no role was skipped: a sound policy must not hide a broken critic
+            self.skipped = 0
         record.update(self.objective.step_metrics())
         self.objective.observe({k: v for k, v in record.items() if isinstance(v, float)})
         return record
@@ -131,7 +134,6 @@ class Loop:
         self.tokens += count_tokens(update.micro_batches)
         if math.isfinite(norm) and math.isfinite(figures["loss"]):
             figures["lr"] = trainee.optimizer.step(step)
-            self.skipped = 0
         else:
             trainee.optimizer.zero_grad()
             self.skipped += 1

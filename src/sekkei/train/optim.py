@@ -180,6 +180,10 @@ class Optimizer:
             for group in part.param_groups:
                 for parameter in group["params"]:
                     prefix = f"state/{self.names[parameter]}/"
-                    found = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
+                    found = {
+                        key.removeprefix(prefix): value.to(parameter.device, copy=True)
+                        for key, value in tensors.items()
+                        if key.startswith(prefix)
+                    }
                     if found:
                         part.state[parameter] = found
