@@ -186,7 +186,7 @@ def save_hf(
         filled += size
     with atomic.new_folder(folder) as aside:
         (aside / "config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-        where = {}
+        where: dict[str, str] = {}
         for i, shard in enumerate(shards):
             file = SINGLE if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
             safetensors.torch.save_file(shard, aside / file, metadata={"format": "pt"})
