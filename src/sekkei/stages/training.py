@@ -56,7 +56,7 @@ def train(
     models = {"policy": policy, **(others or {})}
     ops = LocalOps()
     step = PlainStep(models, ops, run.device, autocast_dtype(loop))
-    engine = Engine(policy)
+    engine = Engine(policy, dtype=step.autocast)  # as the trainer computes, so that both agree on log-probs
 
     def generate(requests: list[Request]) -> list:
         engine.refresh(None)
