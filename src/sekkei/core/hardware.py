@@ -152,6 +152,15 @@ def tune_allocator() -> str:
     return "allocator: left as it is (glibc refused mallopt)"
 
 
+def trim_memory() -> None:
+    """Give freed memory back to the system where glibc allows it: `tune_allocator` keeps it, and shapes that vary
+    from step to step fragment what is kept.
+    """
+    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if library is not None and hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype) -> Peak:
     """The denominator of model FLOP utilisation; it goes into logs only, under `"machine"`.
 

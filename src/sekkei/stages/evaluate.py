@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sekkei.core.errors import UserError
 from sekkei.data.batch import Batch
 from sekkei.data.shards import Shard, open_shards
 from sekkei.data.tasks import everyday
@@ -135,7 +137,8 @@ class EvaluateStage:
             refused = talks.refused(engine, tokenizer, seed, sizes.requests)
             figures |= {f"chat.{self.label}.{name}": value for name, value in refused.items()}
             bar.update(3, "requests")
-            shots = talks.shots(engine, tokenizer, self.recipe.data.patterns, seed, sizes.probes, sizes.shots)
+            with asked_by(f"eval.shots={list(sizes.shots)}"):
+                shots = talks.shots(engine, tokenizer, self.recipe.data.patterns, seed, sizes.probes, sizes.shots)
             figures |= {f"icl.{self.label}.{name}": value for name, value in shots.items()}
             bar.update(4, "in-context patterns")
         return figures
@@ -152,7 +155,8 @@ class EvaluateStage:
         figures[f"{prefix}.no_thinking.pass1_greedy"] = direct["pass1_greedy"]
         more = chains.reported_operations
         longer = ChainExam(engine, tokenizer, held_out_problems(chains, more, sizes.problems, seed), sizes.max_tokens)
-        figures[f"{prefix}.operations{more}.pass1_greedy"] = longer.greedy()["pass1_greedy"]
+        with asked_by(f"data.chain.reported_operations={more}"):
+            figures[f"{prefix}.operations{more}.pass1_greedy"] = longer.greedy()["pass1_greedy"]
         return figures
 
     def _conversations(self, run: Run, engine: Engine, tokenizer: Tokenizer) -> Figures:
@@ -163,6 +167,15 @@ class EvaluateStage:
         samples = [{"prompt": question, "text": reply} for question, reply in shown[:24]]
         run.log.write({"stage": self.name, "step": 0, "samples": samples})
         return {f"chat.{self.label}.{name}": value for name, value in figures.items()}
+
+
+@contextmanager
+def asked_by(key: str) -> Iterator[None]:
+    """Name the recipe key that made a prompt too long for the model."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}; lower it, or raise model.max_context") from None
 
 
 def scorer(run: Run, model: Transformer) -> ScoreBatch:

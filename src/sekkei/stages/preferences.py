@@ -73,7 +73,7 @@ class PreferencesStage:
             for number, (split, prompts) in enumerate(sizes, start=1):
                 pairs = own_pairs(engine, tokenizer, self.recipe, split, prompts)
                 if not pairs:
-                    run.console.say(f"  preferences: the model's own answers make no {split} pair, only written ones do")
+                    run.console.say(f"  preferences: the model's own answers make no {split} pair")
                 pairs += refusal_pairs(tokenizer, self.recipe.seed, split, len(pairs), config)
                 for pair in pairs:
                     longest = max(len(pair.chosen), len(pair.rejected)) + len(pair.prompt)

@@ -16,12 +16,14 @@ key is reused; one that was cut off with the same key goes on from its checkpoin
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import json
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +31,7 @@ from typing import Any, Protocol
 
 import torch
 import yaml
+from safetensors import SafetensorError
 
 from sekkei.core import atomic, hardware
 from sekkei.core import config as loader
@@ -136,12 +139,16 @@ class Runner:
 
     def _stage(self, stage: Stage, redo: bool) -> None:
         run, out = self.run, self.run.folder / stage.name
-        key = self._key(stage)
+        key, current = self._key(stage), self._current()
+        for name in stage.reads:
+            if name not in current:
+                raise UserError(f"{stage.name} reads the stage {name}, made by another recipe; run that first")
         done = run.done(stage.name)
         if done is not None and done["key"] == key and not redo:
             run.console.say(f"{stage.name:<18} reused")
             return
-        self._check_inputs(stage)
+        for name in stage.reads:
+            self._check_whole(name, current[name])
         if redo or not _begun(out, key):
             for record in (DONE, STARTED):  # first of all: what a kill leaves of the rest must not look whole
                 (out / record).unlink(missing_ok=True)
@@ -151,8 +158,9 @@ class Runner:
                 out.mkdir(parents=True)
             atomic.write_json(out / STARTED, {"key": key})
         (out / DONE).unlink(missing_ok=True)
+        hardware.trim_memory()
         began = time.monotonic()
-        with atomic.disk_errors(out):
+        with atomic.disk_errors(out), _tensor_disk_errors():
             figures = stage.run(run, out)
         seconds = time.monotonic() - began
         parts = artifact_parts(out)
@@ -167,21 +175,17 @@ class Runner:
         atomic.write_json(out / DONE, record)
         run.console.say(f"{stage.name:<18} {seconds:5.0f} s   {summary(figures)}")
 
-    def _check_inputs(self, stage: Stage) -> None:
-        """What the stage reads is of this recipe, and byte for byte what its stage wrote.
+    def _check_whole(self, name: str, done: Mapping[str, Any]) -> None:
+        """An artifact that is about to be read is byte for byte what its stage wrote.
 
         Raises:
             UserError
         """
-        current = self._current()
-        for name in stage.reads:
-            if name not in current:
-                raise UserError(f"{stage.name} reads the stage {name}, made by another recipe; run that first")
-            if artifact_parts(self.run.artifact(name)) != current[name]["parts"]:
-                raise UserError(
-                    f"{stage.name} reads {self.run.artifact(name)}, which differs from its own record {DONE}: a file "
-                    f"is damaged or was changed; run again with --from {name}"
-                )
+        if artifact_parts(self.run.artifact(name)) != done["parts"]:
+            raise UserError(
+                f"{self.run.artifact(name)} differs from its own record {DONE}: a file is damaged or was changed; "
+                f"run again with --from {name}"
+            )
 
     def _current(self) -> dict[str, dict[str, Any]]:
         """Records of the finished stages that this recipe would reuse, with all that they were made from."""
@@ -291,6 +295,17 @@ def summary(figures: Mapping[str, float], most: int = 6) -> str:
         short = ".".join(name.split(".")[-2:]) if "bpb" in name else name.split(".")[-1]
         parts.append(f"{short} {value:.3g}" if value != int(value) else f"{short} {int(value):,}")
     return "  ".join(parts)
+
+
+@contextlib.contextmanager
+def _tensor_disk_errors() -> Iterator[None]:
+    """The writer of tensors tells of a full disk in words only: raise the OSError that it was."""
+    try:
+        yield
+    except SafetensorError as error:
+        if f"(os error {errno.ENOSPC})" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, str(error)) from None
 
 
 def _begun(out: Path, key: str) -> bool:

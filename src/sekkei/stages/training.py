@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from sekkei.core.errors import UserError
+from sekkei.core.hardware import trim_memory
 from sekkei.core.seed import derive_seed
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Request, Sampling
@@ -23,6 +24,7 @@ from sekkei.train.optim import OptimConfig, Optimizer
 from sekkei.train.step import PlainStep
 
 SAMPLE_TOKENS = 60
+TRIM_EVERY = 20  # steps between two returns of fragmented memory
 DTYPES = {"bf16": torch.bfloat16, "fp32": None}  # autocast dtype of forward and backward
 
 
@@ -80,13 +82,19 @@ def train(
         ctx=ctx,
         log=run.log,
         checkpoints=Checkpoints(out / "checkpoints", loop.keep_last),
-        hooks=hooks(step, engine) if hooks else (),
+        hooks=[*(hooks(step, engine) if hooks else ()), (TRIM_EVERY, trim_hook)],
         flops_per_token=flops_per_token(policy.config, context),
         peak_flops=run.peak_flops,
     )
     with run.console.bar(stage, steps) as bar:
         trainer.run(bar)
     return step
+
+
+def trim_hook(done: int) -> Mapping[str, float]:
+    """Keeps the process's memory near what a step needs."""
+    trim_memory()
+    return {}
 
 
 def check_length(tokens: int, what: str, max_context: int) -> None:

@@ -5,6 +5,10 @@
     capital, colour                       "What colour is grass?"     -> "Grass is green."
     docstring                             "What does json.dumps do?"  -> "json.dumps: Serialize obj to a JSON ..."
     two-turn                              "My name is Anna." ... "What is my name?" -> "Your name is Anna."
+    repeat                                "Repeat after me: lumo.get_pavi 7"        -> "lumo.get_pavi 7"
+
+`repeat` asks for made-up words, new ones each time: nothing can be memorised, so copying from the question must be
+learned, which the names in `docstring` and `two-turn` need too.
 
 A wording is a template with its blanks filled. The test side holds wordings that training never shows, also not in
 another case or with other punctuation: the hash that divides them reads the bare words. Questions about documented
@@ -133,7 +137,7 @@ _REPLIES: dict[str, tuple[str, ...]] = {
     "time": ("I have no clock, so I cannot tell.", "I do not know, because I have no clock and no calendar."),
     "capital": ("The capital of {0} is {1}.", "{1} is the capital of {0}.", "It is {1}."),
     "colour": ("{0} is {1}.", "The colour of {0} is {1}.", "It is {1}."),
-    "docstring": ("{0}: {1}", "Here is what {0} does: {1}", "In short, {0}: {1}"),
+    "docstring": ("{0}: {1}",),
 }
 _EXPECT: dict[str, tuple[str, ...]] = {
     "greeting": ("hello", "hi", "welcome", "good morning", "good afternoon", "good evening", "greetings"),
@@ -144,9 +148,19 @@ _EXPECT: dict[str, tuple[str, ...]] = {
     "ability": ("answer", "questions", "solve", "describe"),
     "time": ("clock", "cannot tell", "do not know"),
 }
-KINDS = (*_WORDINGS, "two-turn", "docstring")
-# Half of the turns ask about functions, the rest is divided evenly: small talk is quickly learned.
-_DOCSTRING_SHARE = 0.5
+_REPEATING = (
+    "repeat after me: {}",
+    "say {}",
+    "please repeat: {}",
+    "write {}",
+    "please say: {}",
+    "echo {}",
+    "spell out {}",
+)
+_SYLLABLES = tuple(c + v for c in "bdfgklmnprstvwz" for v in "aeiou")
+KINDS = (*_WORDINGS, "two-turn", "repeat", "docstring")
+# Questions about functions and copying take most turns, the rest is divided evenly: small talk is quickly learned.
+_DOCSTRING_SHARE, _REPEAT_SHARE = 0.35, 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,8 +208,12 @@ def conversations(facts: Sequence[tuple[str, str]], split: Split, seed: int, cou
     result = []
     for row in range(count):
         rng = random.Random(derive_seed("everyday", split, seed, row))
-        if known and rng.random() < _DOCSTRING_SHARE:
+        draw = rng.random()
+        if known and draw < _DOCSTRING_SHARE:
             result.append(_about(rng, rng.choice(known), rng.choice(asking)))
+            continue
+        if 1 - draw < _REPEAT_SHARE:
+            result.append(_repeat(rng, split))
             continue
         kind = rng.choice(list(pools))
         text, fact = rng.choice(pools[kind])
@@ -258,6 +276,25 @@ def _two_turns(rng: random.Random, text: str, fact: tuple[str, str] | None) -> C
     said = rng.choice(("Your name is {}.", "You are {}.")).format(name)
     messages = [*_turns(_dress(rng, telling), met), *_turns(_dress(rng, recalling), said)]
     return Conversation(kind="two-turn", messages=messages, expect=(name,))
+
+
+def _repeat(rng: random.Random, split: Split) -> Conversation:
+    """One to three made-up words, some joined as code joins them; the side of the split is theirs."""
+    while True:
+        words = [_made_up(rng) for _ in range(rng.randint(1, 3))]
+        said = "".join(rng.choice((" ", " ", ".", "_")) + word for word in words)[1:]
+        if _on(split, "everyday repeat", said):
+            break
+    return Conversation(
+        kind="repeat", messages=_turns(_capital(rng.choice(_REPEATING)).format(said), said), expect=(said,)
+    )
+
+
+def _made_up(rng: random.Random) -> str:
+    if rng.random() < 0.15:
+        return str(rng.randrange(1000))
+    word = "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(1, 4)))
+    return _capital(word) if rng.random() < 0.25 else word
 
 
 def _about(rng: random.Random, fact: tuple[str, str], asking: str) -> Conversation:

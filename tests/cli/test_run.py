@@ -1,0 +1,91 @@
+"""`sekkei run`: what a dry run prints, and errors of the command line itself."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sekkei.cli import main
+from sekkei.model.flops import count_parameters
+from sekkei.recipes.recipe import load
+from sekkei.stages.life import stages_of
+from sekkei.stages.model_artifact import load_model
+
+
+def dry_run(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
+    """The sections of a dry run by their titles."""
+    code = main(["run", *arguments, "--dry-run"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    parts = re.split(r"^# (.+)\n", captured.out, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = dry_run(capsys, "smoke", "seed=5")
+    assert list(shown) == ["resolved recipe", "stages", "costs"]
+    assert "seed: 5" in shown["resolved recipe"]
+    recipe = load("smoke")
+    assert [line.split()[0] for line in shown["stages"].split("\n") if line] == [s.name for s in stages_of(recipe)]
+    for stage in recipe.pretrain.values():
+        assert f"{stage.tokens:,} tokens in rows of {stage.context} " in shown["costs"]
+    for pattern in (
+        r"parameters +[\d,]+",
+        r"in all +[\d,]+ tokens, \S+ FLOPs",
+        r"memory +about \S+ GiB",
+        r"about \S+ min",
+    ):
+        assert re.search(pattern, shown["costs"]), pattern
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_counts_the_parameters_of_the_real_model(smoke_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = load_model(smoke_run / "grpo" / "model")
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert total == sum(count_parameters(model.config).values())
+    assert f"parameters   {total:,}  (" in dry_run(capsys, "smoke")["costs"]
+
+
+def test_a_dry_run_without_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = dry_run(capsys, "smoke", "dpo=null")
+    assert not re.search(r"^(preferences|dpo|eval\.dpo) ", shown["stages"], flags=re.MULTILINE)
+    assert not re.search(r"^dpo ", shown["costs"], flags=re.MULTILINE)
+    assert re.search(r"^grpo +reads tokenizer, sft$", shown["stages"], flags=re.MULTILINE)
+
+
+def test_an_own_file_works_like_a_shipped_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: smoke\ngrpo: null\n")
+    shown = dry_run(capsys, "mine.yaml")
+    assert "name: mine" in shown["resolved recipe"]
+    assert "grpo " not in shown["stages"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["smokey"], "smokey: no such recipe; shipped: laptop, smoke; a file's name ends in .yaml"),
+        (["mine.yaml"], "mine.yaml: no such recipe file; give a path, or a shipped name"),
+        (["smoke", "modle.x=1"], "modle: unknown key; did you mean 'model'?"),
+        (["smoke", "seed"], "seed: an override is written key=value"),
+        (["smoke", "--untill", "sft"], "--until"),
+        ([], "see sekkei run --help"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry_run"])
+def test_errors_are_one_line(
+    arguments: list[str], told: str, dry: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", *arguments, *dry]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+    assert list(tmp_path.iterdir()) == []
