@@ -167,4 +167,5 @@ def test_a_pipeline_has_the_plain_steps_gradient(kind: str, layers: int) -> None
     for batch in batches:
         once, twice = (step.score("policy", batch, frozenset({"logprobs"}), 1.0).logprobs for step in (plain, pipeline))
         assert once is not None
+        assert twice is not None
         assert torch.allclose(once, twice, rtol=0, atol=1e-12)

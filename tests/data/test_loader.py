@@ -143,6 +143,17 @@ def test_epochs_of_the_mixture_are_counted() -> None:
     assert max(mixed.epochs(TOTAL).values()) > 1
 
 
+def test_no_row_comes_again_before_its_domain_was_read_through() -> None:
+    mixed = loader()
+    one_pass = {domain.name: (domain.row(0), domain.first_row[1])[1] for domain in mixed.domains}
+    rows = plain(mixed.rows(0, TOTAL))
+    for name, length in one_pass.items():
+        own = [row for row in rows if domain_of(row) == name][:length]
+        assert len(own) > 40
+        pieces = [tuple(ids) for row in own for ids in row]
+        assert len(set(pieces)) == len(pieces)
+
+
 def test_bytes_are_those_of_the_labels() -> None:
     batch = loader().batch(0, 60)
     inside = batch.labels >= 0

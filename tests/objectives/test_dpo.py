@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from sekkei.core.errors import ConfigError
 from sekkei.core.seed import derive_seed
-from sekkei.data.batch import IGNORED, Batch, lay_out
+from sekkei.data.batch import IGNORED, Batch, Sample, lay_out
 from sekkei.model.attention import DenseAttend
 from sekkei.model.config import ModelConfig
 from sekkei.model.init import build
@@ -26,6 +26,7 @@ from sekkei.objectives.preference import (
     Pair,
     PairingConfig,
     Preference,
+    by_pair,
     pair_batches,
     preference_accuracy,
     with_reference,
@@ -188,8 +189,8 @@ def test_metrics_as_counted(models: dict[str, Transformer]) -> None:
     with torch.no_grad():
         for role, model in models.items():
             for side in ("chosen", "rejected"):
-                found = [float(answer_logprobs(model, p.prompt, getattr(p, side)).sum()) for p in PAIRS]
-                sums[role, side] = torch.tensor(found, dtype=torch.float64)
+                both = [float(answer_logprobs(model, p.prompt, getattr(p, side)).sum()) for p in PAIRS]
+                sums[role, side] = torch.tensor(both, dtype=torch.float64)
     rewards = {side: BETA * (sums["policy", side] - sums["reference", side]) for side in ("chosen", "rejected")}
     expected = {
         "rewards/chosen": rewards["chosen"].mean(),
@@ -202,9 +203,8 @@ def test_metrics_as_counted(models: dict[str, Transformer]) -> None:
     }
     assert set(metrics) == set(expected)
     for name, value in expected.items():
-        assert float(metrics[name].total / metrics[name].weight) == pytest.approx(float(value), rel=1e-7), (
-            name
-        )  # counts are float32
+        found = float(metrics[name].total / metrics[name].weight)
+        assert found == pytest.approx(float(value), rel=1e-7), name  # counts are float32
     assert 0 < float(expected["rewards/accuracies"]) < 1
 
 
@@ -220,6 +220,16 @@ def test_a_pair_that_equals_itself_ties(models: dict[str, Transformer]) -> None:
             for p in PAIRS
         ]
     assert found["ranking_accuracy"] == sum(ranked) / 7
+
+
+def test_answers_are_matched_by_the_number_of_their_pair() -> None:
+    rows = [[Sample(ids=[1, 2], per_segment={"sign": s, "pair": n}) for s, n in row] for row in SCATTERED]
+    chosen, rejected = by_pair(torch.tensor([[10.0, 21.0, 12.0], [22.0, 20.0, 11.0]]), lay_out(rows, 3))
+    assert chosen.tolist() == [10.0, 11.0, 12.0]
+    assert rejected.tolist() == [20.0, 21.0, 22.0]
+
+
+SCATTERED = [[(1.0, 0.0), (-1.0, 1.0), (1.0, 2.0)], [(-1.0, 2.0), (-1.0, 0.0), (1.0, 1.0)]]
 
 
 def test_accuracy_by_hand() -> None:

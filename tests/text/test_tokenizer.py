@@ -96,6 +96,13 @@ def test_numbers_and_words_of_the_task_are_single_tokens() -> None:
         assert {TOKENIZER.decode([token]) for token in TOKENIZER.encode(text)} <= set(pieces)
 
 
+def test_numbers_are_cut_after_two_digits() -> None:
+    cut = TOKENIZER._trusting.pre_tokenizer.pre_tokenize_str("x=1234567 890")
+    assert [piece.replace("Ġ", " ") for piece, _ in cut] == ["x", "=", "12", "34", "56", "7", " 89", "0"]
+    digits = [sum(c.isdigit() for c in TOKENIZER.decode([token])) for token in range(TOKENIZER.vocab_size)]
+    assert max(digits) == 2
+
+
 def test_pieces_that_were_not_learned() -> None:
     with pytest.raises(UserError, match=r"'start' and [0-9]+ more pieces of the reasoning task") as caught:
         train_tokenizer(TEXTS, TokenizerConfig(vocab_size=LEAST + 5), whole=chain.words(CHAINS))

@@ -30,6 +30,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
         ("wsd", 0, 0.5),
         ("wsd", 1, 1.0),
         ("wsd", 2, 1.0),
+        ("wsd", 13, 1.0),
         ("wsd", 14, 1.0),
         ("wsd", 15, 0.1 + 0.9 * 5 / 6),
         ("wsd", 17, 0.55),
