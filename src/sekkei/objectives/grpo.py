@@ -178,10 +178,10 @@ def group_samples(groups: Sequence[Group]) -> list[Sample]:
 
 
 def group_figures(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over all answers of every figure the judges gave, spread of the groups, and lengths."""
+    """Means of every figure that the judges gave, over the answers that have it; spread of the groups, lengths."""
     answers = [figures for group in groups for figures in group.figures]
     names = sorted({name for figures in answers for name in figures})
-    result = {name: statistics.fmean([figures.get(name, 0.0) for figures in answers]) for name in names}
+    result = {name: statistics.fmean([figures[name] for figures in answers if name in figures]) for name in names}
     completions = [completion for group in groups for completion in group.completions]
     result["reward_std"] = statistics.fmean([statistics.pstdev(group.rewards) for group in groups])
     result["zero_spread"] = statistics.fmean([max(g.rewards) == min(g.rewards) for g in groups])

@@ -125,8 +125,9 @@ class TokenizerStage:
             for document in train:
                 if budget <= 0:
                     break
-                yield document.text[: int(budget)]
-                budget -= len(document.text)
+                text = document.text.encode()[: int(budget)].decode(errors="ignore")
+                yield text
+                budget -= len(text.encode())
 
 
 @dataclass(frozen=True)

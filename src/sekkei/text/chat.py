@@ -86,15 +86,15 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> Rendered:
     """A whole conversation for training.
 
     Raises:
-        UserError: nothing in it is learned, or the last learned token is not the stop token (a model
+        UserError: nothing in it is learned, or a learned span does not end with the stop token (a model
             trained on that would never stop).
     """
     spans = render(tokenizer.template, messages)
     encoded = tokenizer.encode_many([piece for piece, _ in spans], trusted=True)
     ids = [token for piece in encoded for token in piece]
     learned = [flag for piece, (_, flag) in zip(encoded, spans, strict=True) for _ in piece]
-    last = max((i for i, flag in enumerate(learned) if flag), default=None)
-    if last is None or ids[last] != tokenizer.end_id:
+    ends = [piece[-1:] == [tokenizer.end_id] for piece, (_, flag) in zip(encoded, spans, strict=True) if flag]
+    if not ends or not all(ends):
         raise UserError(
             f"the chat template must put {END} inside {{% generation %}} of every assistant turn: "
             "without it in the loss the model never stops"

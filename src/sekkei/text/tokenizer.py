@@ -183,5 +183,5 @@ def _capped(texts: Iterable[str], limit: int) -> Iterator[str]:
     for text in texts:
         if used >= limit:
             return
-        used += len(text)
+        used += len(text.encode())
         yield text

@@ -54,14 +54,14 @@ def read_sealed(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no JSON
         raise UserError(
             f"{folder / MANIFEST}: is not readable ({error!r}); remove that folder and run again: "
-            "the run goes on from the one before"
+            "the run goes on from the one before, or starts the stage anew"
         ) from None
     try:
         for name in (TENSORS, STATE):
             if atomic.sha256(folder / name) != manifest[name]:
                 raise UserError(
                     f"{folder / name}: its checksum differs from {MANIFEST}, the file is damaged; "
-                    "remove that folder and run again: the run goes on from the one before"
+                    "remove that folder and run again: the run goes on from the one before, or starts the stage anew"
                 )
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         return safetensors.torch.load_file(folder / TENSORS), state

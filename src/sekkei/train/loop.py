@@ -72,7 +72,8 @@ class Loop:
     Args:
         stage: its name in `metrics.jsonl`. steps: of the objective.
         trainees: by role; every role that an update names.
-        hooks: (every n steps, hook). The figure `watched` of a hook chooses the best checkpoint.
+        hooks: (every n steps, hook). The figure `watched` of a hook, where both fall on one
+            step, chooses the best checkpoint.
         flops_per_token: for the model FLOP utilisation; peak_flops: of this machine.
     """
 

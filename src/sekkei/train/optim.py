@@ -27,7 +27,7 @@ NEWTON_SCHULZ_STEPS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """`warmup` and `decay` are shares of all steps; `floor` is the last learning rate as a share of `lr`."""
+    """`warmup` and `decay` are shares of all steps; the rate falls towards `floor`, a share of `lr`."""
 
     kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
