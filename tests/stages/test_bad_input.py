@@ -238,3 +238,11 @@ def test_a_damaged_log(copy: Path, refused: Refused) -> None:
     log.write_bytes(log.read_bytes().replace(b"{", b"", 1))
     line = refused("run", "smoke", "--run-dir", copy, "--from", "eval.grpo")
     assert f"{log}: line 1 is not a JSON object; remove the line" in line
+
+
+def test_a_disk_that_fills_while_pages_are_rendered(small_disk: Path, refused: Refused) -> None:
+    """No torn page may pass for a whole one, now or when the same command is given again."""
+    fill(small_disk, 60_000)
+    line = refused("run", "smoke", "--run-dir", small_disk / "run", "--until", "data")
+    assert "disk is full" in line
+    assert not (small_disk / "run" / "data" / "pages").exists()

@@ -39,8 +39,11 @@ def command(
 
     loaded = load(recipe, overrides or [])
     if dry_run:
+        from sekkei.stages.life import stages_of
         from sekkei.stages.plan import plan
+        from sekkei.stages.run import check_selection
 
+        check_selection([stage.name for stage in stages_of(loaded)], until, begin, only)
         print(plan(loaded))
         return
     from sekkei.core.progress import Console

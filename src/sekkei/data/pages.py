@@ -18,6 +18,7 @@ Not handled: crawling, WARC files, and the rendering of the user's own modules.
 
 from __future__ import annotations
 
+import errno
 import html
 import importlib
 import inspect
@@ -127,6 +128,8 @@ def render_pages(out: Path, config: PagesConfig, progress: Callable[[str, int, i
                 done, total, name = line.rstrip("\n").split("\t")
                 if progress:
                     progress(name, int(done), int(total))
+        if child.returncode in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise OSError(child.returncode, os.strerror(child.returncode))
         if child.returncode:
             errors.seek(0)
             last = errors.read().decode("utf-8", "replace").strip().splitlines()[-1:] or ["no message"]
@@ -264,14 +267,19 @@ def _child(folder: Path, which: str) -> None:
     scrub, writer, taken = _scrubber(), _PageWriter(), set()
     names = sorted((*STDLIB, *PACKAGES, *SPLIT) if which == "all" else FEW)
     for done, name in enumerate([*names, "topics"], start=1):
-        note = name
+        note, rendered = name, []
         try:
             for page, text in _topics(which) if name == "topics" else _render_module(writer, name):
-                file = page if page.lower() not in taken else f"{page}-2"  # torch.Tensor, torch.tensor
-                taken.add(page.lower())
-                (folder / f"{file}.html").write_text(scrub(text), encoding="utf-8", newline="\n")
+                rendered.append((page, scrub(text)))
         except Exception as error:  # an absent or broken package costs its pages, not the run
             note = f"{name} (left out: {type(error).__name__}: {error})".replace("\n", " ").replace("\t", " ")
+        for page, text in rendered:
+            file = page if page.lower() not in taken else f"{page}-2"  # torch.Tensor, torch.tensor
+            taken.add(page.lower())
+            try:
+                (folder / f"{file}.html").write_text(text, encoding="utf-8", newline="\n")
+            except OSError as error:  # a full disk is the parent's to tell
+                sys.exit(error.errno or 1)
         report.write(f"{done}\t{len(names) + 1}\t{note}\n")
 
 
