@@ -37,6 +37,12 @@ _DEAD = re.compile(r"(asynchat|asyncore|cgi|cgitb|crypt|ctypes\.macholib|distuti
 MAX_FACT_CHARS = 90
 
 
+# Modules that a newcomer asks about first.
+MUCH_USED = frozenset(
+    ["argparse", "base64", "bisect", "calendar", "collections", "contextlib", "copy", "csv", "dataclasses", "datetime", "difflib", "enum", "fnmatch", "functools", "getpass", "glob", "gzip", "hashlib", "heapq", "hmac", "html", "ipaddress", "json", "locale", "logging", "operator", "pathlib", "pickle", "platform", "pprint", "queue", "random", "re", "secrets", "shlex", "shutil", "socket", "statistics", "string", "subprocess", "tempfile", "textwrap", "threading", "timeit", "traceback", "types", "uuid", "warnings", "weakref", "webbrowser", "zipfile"]
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CodeConfig:
     """How much source code.
@@ -77,7 +83,7 @@ def docstring_facts(max_items: int) -> list[tuple[str, str]]:
     """(qualified name, first sentence of its docstring) of public functions and classes, sorted by name.
 
     Every sentence is one line of at most 90 ASCII characters, begins with a capital, ends in a full stop and is said of
-    one name only. If there are more than `max_items`, a hash of the name chooses.
+    one name only. If there are more than `max_items`, those of much used modules come first, then a hash chooses.
 
     Raises:
         UserError: this installation carries no standard library sources.
@@ -93,7 +99,8 @@ def docstring_facts(max_items: int) -> list[tuple[str, str]]:
             facts[f"{module}.{name}"] = sentence
             owner[sentence] = None if sentence in owner else f"{module}.{name}"
     unique = [name for name, sentence in facts.items() if owner[sentence] == name]
-    return sorted((name, facts[name]) for name in sorted(unique, key=_spread)[:max_items])
+    chosen = sorted(unique, key=lambda name: (name.partition(".")[0] not in MUCH_USED, _spread(name)))[:max_items]
+    return sorted((name, facts[name]) for name in chosen)
 
 
 def first_sentence(docstring: str) -> str | None:

@@ -4,7 +4,7 @@
     code      source of the standard library     (code.py)
     math      generated problems with solutions  (tasks/maths.py)
     patterns  symbol mappings, learnable only from context (tasks/patterns.py)
-    chains    solved chain arithmetic in the think format, without roles (tasks/chain.py)
+    chains    solved chain arithmetic in the think format, without roles, and its tables (tasks/chain.py)
 
 Documents fall on one side of the split by a hash of their id. Generated chains of the held-out side of
 the *task's* own split never appear here at all.
@@ -27,6 +27,7 @@ from sekkei.text.clean import CleanConfig
 from sekkei.text.document import Document
 
 DOMAINS = ("docs", "code", "math", "patterns", "chains")
+TABLE_SHARE, TABLE_FACTS = 0.2, 32  # tables are five times as long: about half of the domain's tokens
 TRUSTED = frozenset({"chains"})  # domains whose special tokens are special
 
 
@@ -81,7 +82,9 @@ def generated(config: DataConfig, seed: int) -> dict[str, list[Document]]:
 
 
 def chain_document(rng: random.Random, config: ChainConfig) -> str:
-    """A solved chain in the think format, every style equally frequent, no roles."""
+    """A solved chain in the think format, every style equally frequent, no roles; or a table of single facts."""
+    if rng.random() < TABLE_SHARE:
+        return chain.table(rng, config, TABLE_FACTS)
     problem = chain.sample_problem(rng, rng.choice(config.train_operations), "train", config)
     question, thought, answer = chain.solved(problem, rng.choice(chain.STYLES))
     return f"{question}\n<think>{thought}</think>{answer}"

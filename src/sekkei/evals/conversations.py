@@ -1,8 +1,8 @@
 """Held-out everyday turns and in-context patterns: is the reply in format, and do examples in the prompt help?
 
 A reply is *answered* if it ends with the stop token, holds the key that its kind asks for (a greeting
-word, the model's name, the function asked about) and shows no markers. That is a test of format and of
-copying from the question, not of knowledge.
+word, the model's name, the function asked about) and shows no markers: a test of format. How many
+docstrings are told word for word is a figure of its own.
 """
 
 from __future__ import annotations
@@ -44,6 +44,13 @@ def answered(
         good.setdefault(conversation.kind, []).append(everyday.answered(conversation, text, ended))
     figures = {f"answered.{kind}": statistics.fmean(values) for kind, values in sorted(good.items())}
     figures["answered"] = statistics.fmean([value for values in good.values() for value in values])
+    told = [
+        text == conversation.messages[-1]["content"]
+        for conversation, (text, _) in zip(conversations, found, strict=True)
+        if conversation.kind == "docstring"
+    ]
+    if told:
+        figures["docstring_exact"] = statistics.fmean(told)
     shown = [(c.prompt[-1]["content"], text) for c, (text, _) in zip(conversations, found, strict=True)]
     return figures, shown
 

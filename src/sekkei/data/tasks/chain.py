@@ -6,6 +6,7 @@
     three        7 add 3 times 4 minus 5 = 12                         per three operations
     none        (nothing)                                             the answer at once
     answer       answer: 12
+    table       modulo 23: 7 times 9 = 17; 3 add 4 = 7                single facts, for pretraining
 
 Operations apply from left to right, each result is taken modulo `modulus`. Demonstrations mix the four styles; only
 "every" is reliable for a small model, so reinforcement learning on the outcome alone has something to find: it
@@ -185,6 +186,21 @@ def demonstration(problem: ChainProblem, style: str) -> list[Message]:
 def solved(problem: ChainProblem, style: str) -> tuple[str, str, str]:
     """(question, reasoning, answer text): the pieces of a pretraining document in the think format without roles."""
     return problem.question, reasoning(problem, style), answer_text(problem)
+
+
+def table(rng: random.Random, config: ChainConfig, facts: int) -> str:
+    """A drill for pretraining: single operations with their results, written as in a reasoning.
+
+    "modulo 23: 7 times 9 = 17; 3 add 4 = 7; ..." Half of them are products, which are the hardest to learn.
+    """
+    lines = []
+    for _ in range(facts):
+        word = rng.choice((*OPERATIONS, "times"))
+        problem = ChainProblem(
+            rng.randrange(config.modulus), ((word, rng.choice(config.operands(word))),), config.modulus
+        )
+        lines.append(reasoning(problem, "every"))
+    return f"modulo {config.modulus}:{';'.join(lines)}"
 
 
 def parse_answer(text: str) -> int | None:

@@ -5,17 +5,13 @@
     capital, colour                       "What colour is grass?"     -> "Grass is green."
     docstring                             "What does json.dumps do?"  -> "json.dumps: Serialize obj to a JSON ..."
     two-turn                              "My name is Anna." ... "What is my name?" -> "Your name is Anna."
-    repeat                                "Repeat after me: lumo.get_pavi 7"        -> "lumo.get_pavi 7"
-
-`repeat` asks for made-up words, new ones each time: nothing can be memorised, so copying from the question must be
-learned, which the names in `docstring` and `two-turn` need too.
 
 A wording is a template with its blanks filled. The test side holds wordings that training never shows, also not in
 another case or with other punctuation: the hash that divides them reads the bare words. Questions about documented
-functions hold out the phrasing and the function. Which wording is dressed how (case, final mark) is drawn per turn.
+functions hold out the phrasing; the functions are those of training, whose docstrings the model is to know. Which wording is dressed how (case, final mark) is drawn per turn.
 
-What it does not handle: languages other than English, and whether a held-out fact is *right*: a model cannot know the
-docstring of a function that it has not read, so `answered` asks for the name only.
+What it does not handle: languages other than English; and `answered` asks for a key word, not for the whole answer
+(`evals/conversations.py` also counts docstrings that are told word for word).
 """
 
 from __future__ import annotations
@@ -148,19 +144,9 @@ _EXPECT: dict[str, tuple[str, ...]] = {
     "ability": ("answer", "questions", "solve", "describe"),
     "time": ("clock", "cannot tell", "do not know"),
 }
-_REPEATING = (
-    "repeat after me: {}",
-    "say {}",
-    "please repeat: {}",
-    "write {}",
-    "please say: {}",
-    "echo {}",
-    "spell out {}",
-)
-_SYLLABLES = tuple(c + v for c in "bdfgklmnprstvwz" for v in "aeiou")
-KINDS = (*_WORDINGS, "two-turn", "repeat", "docstring")
-# Questions about functions and copying take most turns, the rest is divided evenly: small talk is quickly learned.
-_DOCSTRING_SHARE, _REPEAT_SHARE = 0.35, 0.25
+KINDS = (*_WORDINGS, "two-turn", "docstring")
+# Half of the turns ask about functions, the rest is divided evenly: small talk is quickly learned.
+_DOCSTRING_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,25 +181,18 @@ def conversations(facts: Sequence[tuple[str, str]], split: Split, seed: int, cou
         split: "train" or "test".
         seed: draws kinds, wordings and replies; it does not move the split.
     Raises:
-        UserError: the split does not exist, or none of the facts falls on that side.
+        UserError: the split does not exist.
     """
     if split not in ("train", "test"):
         raise UserError(f"split: got {split!r}, must be train or test")
-    known = [fact for fact in facts if _on(split, "everyday fact", fact[0])]
-    if facts and not known:
-        raise UserError(f"facts: none of the {len(facts)} falls on the {split} side; give more (100 are safe) or none")
     pools = _pools(split)
     filled = [text for template in _ASKING for text, _ in _fill(template)]
     asking = [text for text in filled if _on(split, "everyday asking", _bare(text))]
     result = []
     for row in range(count):
         rng = random.Random(derive_seed("everyday", split, seed, row))
-        draw = rng.random()
-        if known and draw < _DOCSTRING_SHARE:
-            result.append(_about(rng, rng.choice(known), rng.choice(asking)))
-            continue
-        if 1 - draw < _REPEAT_SHARE:
-            result.append(_repeat(rng, split))
+        if facts and rng.random() < _DOCSTRING_SHARE:
+            result.append(_about(rng, rng.choice(facts), rng.choice(asking)))
             continue
         kind = rng.choice(list(pools))
         text, fact = rng.choice(pools[kind])
@@ -276,25 +255,6 @@ def _two_turns(rng: random.Random, text: str, fact: tuple[str, str] | None) -> C
     said = rng.choice(("Your name is {}.", "You are {}.")).format(name)
     messages = [*_turns(_dress(rng, telling), met), *_turns(_dress(rng, recalling), said)]
     return Conversation(kind="two-turn", messages=messages, expect=(name,))
-
-
-def _repeat(rng: random.Random, split: Split) -> Conversation:
-    """One to three made-up words, some joined as code joins them; the side of the split is theirs."""
-    while True:
-        words = [_made_up(rng) for _ in range(rng.randint(1, 3))]
-        said = "".join(rng.choice((" ", " ", ".", "_")) + word for word in words)[1:]
-        if _on(split, "everyday repeat", said):
-            break
-    return Conversation(
-        kind="repeat", messages=_turns(_capital(rng.choice(_REPEATING)).format(said), said), expect=(said,)
-    )
-
-
-def _made_up(rng: random.Random) -> str:
-    if rng.random() < 0.15:
-        return str(rng.randrange(1000))
-    word = "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(1, 4)))
-    return _capital(word) if rng.random() < 0.25 else word
 
 
 def _about(rng: random.Random, fact: tuple[str, str], asking: str) -> Conversation:
