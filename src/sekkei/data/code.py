@@ -38,9 +38,13 @@ MAX_FACT_CHARS = 90
 
 
 # Modules that a newcomer asks about first.
-MUCH_USED = frozenset(
-    ["argparse", "base64", "bisect", "calendar", "collections", "contextlib", "copy", "csv", "dataclasses", "datetime", "difflib", "enum", "fnmatch", "functools", "getpass", "glob", "gzip", "hashlib", "heapq", "hmac", "html", "ipaddress", "json", "locale", "logging", "operator", "pathlib", "pickle", "platform", "pprint", "queue", "random", "re", "secrets", "shlex", "shutil", "socket", "statistics", "string", "subprocess", "tempfile", "textwrap", "threading", "timeit", "traceback", "types", "uuid", "warnings", "weakref", "webbrowser", "zipfile"]
+_MUCH_USED_NAMES = (
+    "argparse base64 bisect calendar collections contextlib copy csv dataclasses datetime difflib enum fnmatch",
+    "functools getpass glob gzip hashlib heapq hmac html ipaddress json locale logging operator pathlib pickle",
+    "platform pprint queue random re secrets shlex shutil socket statistics string subprocess tempfile textwrap",
+    "threading timeit traceback types uuid warnings weakref webbrowser zipfile",
 )
+MUCH_USED = frozenset(name for line in _MUCH_USED_NAMES for name in line.split())
 
 
 @dataclass(frozen=True, kw_only=True)

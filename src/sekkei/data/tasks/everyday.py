@@ -8,7 +8,8 @@
 
 A wording is a template with its blanks filled. The test side holds wordings that training never shows, also not in
 another case or with other punctuation: the hash that divides them reads the bare words. Questions about documented
-functions hold out the phrasing; the functions are those of training, whose docstrings the model is to know. Which wording is dressed how (case, final mark) is drawn per turn.
+functions hold out the phrasing; the functions are those of training, whose docstrings the model is to know. Which
+wording is dressed how (case, final mark) is drawn per turn.
 
 What it does not handle: languages other than English; and `answered` asks for a key word, not for the whole answer
 (`evals/conversations.py` also counts docstrings that are told word for word).
