@@ -7,11 +7,11 @@ python docs/captions.py --check    exit 1 if it is out of date (a test does this
 from __future__ import annotations
 
 import ast
+import json
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-START, END = "<!-- files -->", "<!-- /files -->"
 FLOORS = ("core", "text", "model", "tools", "parallel", "data", "data/tasks", "engine", "train", "objectives", "evals")
 UPPER = ("report", "recipes", "stages", "cli")
 
@@ -33,12 +33,50 @@ def captions() -> str:
     return "\n".join(lines).strip() + "\n"
 
 
+def figures() -> str:
+    """Two small tables of what `sekkei run laptop` measured."""
+    run = json.loads((ROOT / "docs" / "results" / "laptop.json").read_text(encoding="utf-8"))
+    found = run["figures"]
+    lines = [
+        f"What `sekkei run laptop` measured on its own held-out data (seed {run['seed']}, torch "
+        f"{run['versions']['torch']}, two cores, {found['run.seconds'] / 60:.0f} minutes, {found['run.peak_gib']:.1f} GiB; all figures in "
+        "[docs/results/laptop.json](docs/results/laptop.json)):",
+        "",
+        "| bits per byte after | docs | code | maths | beyond the old context |",
+        "|---|---|---|---|---|",
+    ]
+    for stage in ("general", "reasoning", "long"):
+        values = [found[f"pretrain.{stage}.bpb.{name}"] for name in ("docs", "code", "math", "beyond_context")]
+        lines.append(f"| `{stage}` | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+    control = found["pretrain.long.control.bpb.beyond_context"]
+    lines += [
+        f"| control: positions rescaled, not trained | | | | {control:.3f} |",
+        "",
+        "| six operations, held out | greedy | sampled | majority of 8 | best of 8 | steps written | everyday turns |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for label in ("base", "sft", "dpo", "grpo"):
+        names = ("pass1_greedy", "pass1_sampled", "maj8", "pass8")
+        values = [f"{found[f'reasoning.{label}.{name}']:.0%}" for name in names]
+        values += [f"{found[f'reasoning.{label}.steps']:.1f}", f"{found[f'chat.{label}.answered']:.0%}"]
+        lines.append(f"| `{label}` | " + " | ".join(values) + " |")
+    silent = found["reasoning.grpo.no_thinking.pass1_greedy"]
+    lines.append(f"| `grpo`, thinking switched off | {silent:.0%} | | | | 0 | |")
+    return "\n".join(lines) + "\n"
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """Replace what stands between the markers `name` and `/name`."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    head, rest = text.split(start)
+    _, tail = rest.split(end)
+    return f"{head}{start}\n{content}{end}{tail}"
+
+
 def main() -> int:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    head, rest = text.split(START)
-    _, tail = rest.split(END)
-    new = f"{head}{START}\n{captions()}{END}{tail}"
+    new = fill(fill(text, "files", captions()), "figures", figures())
     if "--check" in sys.argv:
         return int(new != text)
     readme.write_text(new, encoding="utf-8")
