@@ -39,7 +39,8 @@ def figures() -> str:
     found = run["figures"]
     lines = [
         f"What `sekkei run laptop` measured on its own held-out data (seed {run['seed']}, torch "
-        f"{run['versions']['torch']}, two cores, {found['run.seconds'] / 60:.0f} minutes, {found['run.peak_gib']:.1f} GiB; all figures in "
+        f"{run['versions']['torch']}, two cores, {found['run.seconds'] / 60:.0f} minutes, "
+        f"{found['run.peak_gib']:.1f} GiB; all figures in "
         "[docs/results/laptop.json](docs/results/laptop.json)):",
         "",
         "| bits per byte after | docs | code | maths | beyond the old context |",

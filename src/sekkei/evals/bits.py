@@ -3,8 +3,8 @@
     bpb = Σ -log2 p(token) / Σ bytes(token)        over tokens that stand for text (special tokens left out)
 
 Bits per byte do not depend on the tokenizer, so models with different vocabularies can be compared.
-`position_bits` reads only the first window of long documents and reports by position: whether more
-context helps is whether later positions cost fewer bits.
+`position_bits` reads windows of long documents and reports by position: whether more context helps is
+whether later positions cost fewer bits.
 """
 
 from __future__ import annotations
@@ -46,21 +46,25 @@ def position_bits(
     shards: Sequence[Shard],
     edges: Sequence[int],
     token_bytes: Sequence[int],
-    max_documents: int,
+    max_windows: int,
 ) -> dict[tuple[int, int], float]:
-    """Bits per byte by position, in documents that fill the whole window.
+    """Bits per byte by position, in windows cut end to end from documents that fill them.
+
+    Windows from all over a document, not its beginnings alone: what stands at a position then differs by the
+    context before it, not by its place in the document (a file begins with its licence and its imports).
 
     Args:
         edges: ascending positions, e.g. (0, 128, 256, 1024); the last is the window.
-        max_documents: of each shard.
+        max_windows: of each shard, spread evenly over all it has.
     Returns:
         (from, to) -> bits per byte of the labels at those positions; empty where no document is long enough.
     """
     window = edges[-1]
     samples = []
     for shard in shards:
-        long = [d for d in range(len(shard)) if shard.lengths[d] > window][:max_documents]
-        samples += [Sample(ids=shard[d][: window + 1].astype(np.int64)) for d in long]
+        places = [(d, s) for d in range(len(shard)) for s in range(0, int(shard.lengths[d]) - window, window)]
+        spread = [places[i * len(places) // max_windows] for i in range(max_windows)] if places else []
+        samples += [Sample(ids=shard[d][s : s + window + 1].astype(np.int64)) for d, s in dict.fromkeys(spread)]
     if not samples:
         return {}
     bits, sizes = _token_bits(score, samples, window, token_bytes, whole_rows=True)

@@ -13,7 +13,7 @@ class EvalConfig:
 
     Args:
         tokens: per domain, for bits per byte. quick_tokens: the same while training.
-        long_documents: of each domain, for bits per byte by position.
+        long_windows: of the longest context, of each domain, for bits per byte by position.
         problems: of the reasoning task. max_tokens: of an answer. conversations: everyday turns.
         requests: harmful and harmless requests. probes: in-context patterns per number of examples.
         shots: numbers of examples. samples_every: text samples while training, in steps (0 = never).
@@ -21,7 +21,7 @@ class EvalConfig:
 
     tokens: int = 60_000
     quick_tokens: int = 8_000
-    long_documents: int = 24
+    long_windows: int = 48
     problems: int = 128
     max_tokens: int = 128
     conversations: int = 100
@@ -31,7 +31,7 @@ class EvalConfig:
     samples_every: int = 200
 
     def __post_init__(self) -> None:
-        keys = ("tokens", "quick_tokens", "long_documents", "problems", "max_tokens", "conversations", "requests")
+        keys = ("tokens", "quick_tokens", "long_windows", "problems", "max_tokens", "conversations", "requests")
         for key in (*keys, "probes"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")

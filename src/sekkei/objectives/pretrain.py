@@ -30,8 +30,9 @@ class PretrainConfig:
 
     Args:
         steps: optimizer steps. context: tokens per row. rows: rows of the global batch. micro_rows: rows per
-            forward pass. mixture: domain -> share of rows. rope_factor: positions are divided by it from this
-            stage on (position interpolation), for a context longer than the one before.
+            forward pass. mixture: domain -> share of rows. rope_factor: rescales positions from this stage
+            on, for a context longer than the one before: slow rotations are divided by it, fast ones, which tell
+            neighbours apart, stay (`llama3` in model/config.py).
     """
 
     steps: int

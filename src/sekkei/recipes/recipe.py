@@ -53,6 +53,11 @@ class Recipe:
             raise ConfigError("name", f"got {self.name!r}, must be letters, digits, '-', '_' and '.'")
         if not self.pretrain:
             raise ConfigError("pretrain", "needs at least one stage")
+        first = next(iter(self.pretrain))
+        if self.pretrain[first].rope_factor != 1:
+            raise ConfigError(
+                f"pretrain.{first}.rope_factor", "the first stage has no positions to rescale; leave it out"
+            )
         for stage, config in self.pretrain.items():
             if config.context > self.model.max_context:
                 raise ConfigError(

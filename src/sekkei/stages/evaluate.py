@@ -18,6 +18,7 @@ from sekkei.engine.engine import Engine
 from sekkei.evals import conversations as talks
 from sekkei.evals.bits import ScoreBatch, domain_bits, position_bits
 from sekkei.evals.reasoning import ChainExam, held_out_problems
+from sekkei.model.config import RopeScaling
 from sekkei.model.transformer import Transformer
 from sekkei.parallel.ops import LocalOps
 from sekkei.recipes.recipe import Recipe
@@ -42,6 +43,7 @@ class BitsStage:
     recipe: Recipe
     key: str
     before: str | None
+    rescaled: RopeScaling | None
     version: int = 1
 
     @property
@@ -51,18 +53,13 @@ class BitsStage:
     @property
     def reads(self) -> tuple[str, ...]:
         own = (f"pretrain.{self.key}",)
-        return ("tokenizer", "tokens", *own, *([self.before] if self._rescaled else []))
-
-    @property
-    def _rescaled(self) -> bool:
-        return self.before is not None and self.recipe.pretrain[self.key].rope_factor > 1
+        return ("tokenizer", "tokens", *own, *([self.before] if self.rescaled and self.before else []))
 
     @property
     def config(self) -> Any:
         sizes = self.recipe.eval
         contexts = {name: stage.context for name, stage in self.recipe.pretrain.items()}
-        factor = self.recipe.pretrain[self.key].rope_factor
-        return {"tokens": sizes.tokens, "long": sizes.long_documents, "contexts": contexts, "rope_factor": factor}
+        return {"tokens": sizes.tokens, "long": sizes.long_windows, "contexts": contexts, "rescaled": self.rescaled}
 
     def run(self, run: Run, out: Path) -> Figures:
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
@@ -77,9 +74,8 @@ class BitsStage:
                 figures[f"{prefix}.bpb.{domain}"] = bits
                 bar.update(done, domain)
             figures |= self._by_position(score, shards, sizes, prefix)
-            if self._rescaled:
-                factor = self.recipe.pretrain[self.key].rope_factor
-                control = scorer(run, load_model(run.artifact(self.before or "") / "model", factor))
+            if self.rescaled and self.before:
+                control = scorer(run, load_model(run.artifact(self.before) / "model", self.rescaled))
                 figures |= self._by_position(control, shards, sizes, f"{prefix}.control")
         return figures
 
@@ -91,7 +87,7 @@ class BitsStage:
             return {}
         edges = (0, short // 2, short, long)
         found = position_bits(
-            score, [shards[name] for name in LONG_DOMAINS], edges, sizes, self.recipe.eval.long_documents
+            score, [shards[name] for name in LONG_DOMAINS], edges, sizes, self.recipe.eval.long_windows
         )
         figures = {f"{prefix}.bpb.positions_{low}_{high}": bits for (low, high), bits in found.items()}
         if (short, long) in found:

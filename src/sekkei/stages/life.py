@@ -43,7 +43,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     stages: list[Any] = [DataStage(recipe), TokenizerStage(recipe), TokensStage(recipe)]
     for key in recipe.pretrain:
         stage = PretrainStage(recipe, key)
-        stages += [stage, BitsStage(recipe, key, stage.before)]
+        stages += [stage, BitsStage(recipe, key, stage.before, stage.rescaled)]
     base = f"pretrain.{list(recipe.pretrain)[-1]}"
     stages.append(EvaluateStage(recipe, base, "base"))
     newest = base

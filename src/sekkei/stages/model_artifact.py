@@ -22,11 +22,11 @@ def save_model(model: Transformer, folder: Path) -> None:
     write_sealed(folder, dict(model.named_parameters()), {"config": loader.to_mapping(model.config), "heads": heads})
 
 
-def load_model(folder: Path, rope_factor: float = 1.0) -> Transformer:
+def load_model(folder: Path, rescaled: RopeScaling | None = None) -> Transformer:
     """Read what `save_model` wrote, in float32 on the CPU.
 
     Args:
-        rope_factor: > 1 rescales positions linearly from here on.
+        rescaled: how positions are rescaled from here on; None: as they were.
     Raises:
         UserError: the files are missing or damaged.
     """
@@ -36,8 +36,8 @@ def load_model(folder: Path, rope_factor: float = 1.0) -> Transformer:
         what = str(error).partition(";")[0]  # its remedy is that of a checkpoint
         raise UserError(f"{what}; run the recipe again with --from {folder.parent.name}") from None
     config = loader.from_mapping(ModelConfig, state["config"], "model")
-    if rope_factor > 1:
-        config = replace(config, rope_scaling=RopeScaling(kind="linear", factor=rope_factor))
+    if rescaled is not None:
+        config = replace(config, rope_scaling=rescaled)
     heads: Collection[Head] = state["heads"]
     with torch.device("meta"):
         model = Transformer(config, heads)

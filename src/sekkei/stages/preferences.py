@@ -1,7 +1,8 @@
 """Preference pairs from the model's own answers, judged by the verifier; and DPO on them.
 
-Of a problem's sampled answers, a right one is preferred to a wrong one, and an answer that ended to one
-that rambled on to the length limit. Pairs of a refusal before compliance (and of an answer before a
+Of a problem's sampled answers, a right one is preferred to a wrong one *of the same length*, and an answer
+that ended to one that rambled on to the length limit. Matching lengths keeps DPO from learning "longer is
+better" in place of "right is better" (Park et al. 2024, "Disentangling Length from Quality in DPO"). Pairs of a refusal before compliance (and of an answer before a
 needless refusal) join in: they are written, not sampled.
 
     preferences/pairs.jsonl     {"split", "kind", "prompt", "chosen", "rejected"}, token ids
@@ -99,9 +100,23 @@ def own_pairs(engine: Engine, tokenizer: Tokenizer, recipe: Recipe, split: Split
         right = [c for c in group if exam.right(problem, c)]
         rambling = [c for c in group if c.finish_reason == "length"]
         wrong = [c for c in group if c.finish_reason == "stop" and not exam.right(problem, c)]
-        made = _match(right, wrong, prompt, "right") + _match(right or wrong, rambling, prompt, "ended")
+        made = _match(*_same_length(right, wrong), prompt, "right") + _match(right or wrong, rambling, prompt, "ended")
         pairs += made[: config.per_prompt]
     return pairs
+
+
+def _same_length(
+    better: Sequence[Completion], worse: Sequence[Completion]
+) -> tuple[list[Completion], list[Completion]]:
+    """Better and worse answers side by side, each used once, equally many tokens in both."""
+    left, right, free = [], [], list(worse)
+    for answer in better:
+        partner = next((other for other in free if len(other.token_ids) == len(answer.token_ids)), None)
+        if partner is not None:
+            free.remove(partner)
+            left.append(answer)
+            right.append(partner)
+    return left, right
 
 
 def _match(better: Sequence[Completion], worse: Sequence[Completion], prompt: tuple[int, ...], kind: str) -> list[Pair]:

@@ -12,6 +12,7 @@ from sekkei.data.loader import MixtureLoader
 from sekkei.data.shards import open_shards
 from sekkei.engine.engine import Engine
 from sekkei.evals.bits import domain_bits
+from sekkei.model.config import RopeScaling
 from sekkei.model.init import build
 from sekkei.model.transformer import Transformer
 from sekkei.objectives.pretrain import Pretrain, PretrainConfig
@@ -56,13 +57,23 @@ class PretrainStage:
         return f"pretrain.{keys[index - 1]}" if index else None
 
     @property
+    def rescaled(self) -> RopeScaling | None:
+        """How this stage rescales the positions of the one before, if it does."""
+        keys = list(self.recipe.pretrain)
+        if self.stage.rope_factor == 1:
+            return None
+        context = self.recipe.pretrain[keys[keys.index(self.key) - 1]].context
+        return RopeScaling(kind="llama3", factor=self.stage.rope_factor, original_context=context)
+
+    @property
     def reads(self) -> tuple[str, ...]:
         return ("tokenizer", "tokens", *([self.before] if self.before else []))
 
     @property
     def config(self) -> Any:
         watched = {"quick_tokens": self.recipe.eval.quick_tokens, "samples_every": self.recipe.eval.samples_every}
-        return {"stage": self.stage, "model": self.recipe.model if self.before is None else None, "eval": watched}
+        model = self.recipe.model if self.before is None else None
+        return {"stage": self.stage, "model": model, "rescaled": self.rescaled, "eval": watched}
 
     def run(self, run: Run, out: Path) -> Figures:
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
@@ -114,6 +125,6 @@ class PretrainStage:
 
     def _model(self, run: Run, tokenizer: Tokenizer) -> Transformer:
         if self.before is not None:
-            return load_model(run.artifact(self.before) / "model", self.stage.rope_factor)
+            return load_model(run.artifact(self.before) / "model", self.rescaled)
         config = replace(run.recipe.model, vocab_size=tokenizer.vocab_size)
         return build(config, run.recipe.seed)
