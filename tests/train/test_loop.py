@@ -361,7 +361,7 @@ def test_the_console_line() -> None:
     assert console_line({"reward": 0.5}) == "reward 0.50"
 
 
-@pytest.mark.parametrize("key", ["checkpoint_every", "eval_every", "keep_last"])
+@pytest.mark.parametrize("key", ["checkpoint_every", "keep_last"])
 def test_bad_settings(key: str) -> None:
     with pytest.raises(ConfigError, match=f"^{key}: got -1"):
         LoopConfig(**{key: -1})  # type: ignore[arg-type]

@@ -86,14 +86,9 @@ def machine() -> dict[str, object]:
 
 def optional_parts() -> list[Part]:
     """Every optional part with its use, whether it is present, and the command that adds it."""
-    trackers = [
+    return [
         Part(name, "live charts", _installed(name), f"pip install 'sekkei[{name}]'")
         for name in ("tensorboard", "wandb", "trackio")
-    ]
-    return [
-        *trackers,
-        Part("C++ compiler", "compiled blocks", _compiler() is not None, _system_package("g++")),
-        Part("Python.h", "compiled blocks", _python_header().exists(), _system_package("python3-dev")),
     ]
 
 

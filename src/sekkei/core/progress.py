@@ -69,12 +69,14 @@ class _Lines:
     def __init__(self, title: str, total: int, quiet: bool) -> None:
         self.title, self.total, self.quiet = title, total, quiet
         self.started = self.printed = time.monotonic()
+        self.first: int | None = None  # done at the first update: a resumed job does not begin at 0
 
     def update(self, done: int, text: str = "") -> None:
         now = time.monotonic()
+        self.first = done - 1 if self.first is None else self.first
         if self.quiet or now - self.printed < SECONDS_BETWEEN_LINES:
             return
         self.printed = now
-        left = (now - self.started) / max(done, 1) * max(self.total - done, 0)
-        of = f"/{self.total}  eta {left / 60:.1f}m" if self.total else ""
-        print(f"{self.title}  {done}{of}  {text}", file=sys.stderr, flush=True)
+        left = (now - self.started) / max(done - self.first, 1) * max(self.total - done, 0)
+        of, eta = (f"/{self.total}", f"  eta {left / 60:.1f}m") if self.total else ("", "")
+        print(f"{self.title}  step {done}{of}  {text}{eta}", file=sys.stderr, flush=True)

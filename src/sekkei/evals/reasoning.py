@@ -16,7 +16,6 @@ import random
 import statistics
 from collections.abc import Sequence
 
-from sekkei.core.progress import Bar
 from sekkei.core.seed import derive_seed
 from sekkei.data.tasks import chain
 from sekkei.data.tasks.chain import ChainConfig, ChainProblem
@@ -45,9 +44,7 @@ class ChainExam:
     def __init__(self, engine: Engine, tokenizer: Tokenizer, problems: Sequence[ChainProblem], max_tokens: int) -> None:
         self.engine, self.tokenizer, self.problems, self.max_tokens = engine, tokenizer, problems, max_tokens
 
-    def ask(
-        self, temperature: float, n: int, seed: int, thinking: bool = True, bar: Bar | None = None
-    ) -> list[list[Completion]]:
+    def ask(self, temperature: float, n: int, seed: int, thinking: bool = True) -> list[list[Completion]]:
         """`n` answers to every problem."""
         sampling = Sampling(temperature=temperature, max_tokens=self.max_tokens, stop_tokens=(self.tokenizer.end_id,))
         requests = [

@@ -32,7 +32,8 @@ class PretrainConfig:
         steps: optimizer steps. context: tokens per row. rows: rows of the global batch. micro_rows: rows per
             forward pass. mixture: domain -> share of rows. rope_factor: rescales positions from this stage
             on, for a context longer than the one before: slow rotations are divided by it, fast ones, which tell
-            neighbours apart, stay (`llama3` in model/config.py).
+            neighbours apart, stay (`llama3` in model/config.py). eval_every: steps between two measures of held-out
+            bits per byte, which choose the best checkpoint where one falls on them; 0 = never.
     """
 
     steps: int
@@ -41,6 +42,7 @@ class PretrainConfig:
     mixture: dict[str, float]
     micro_rows: int = 16
     rope_factor: float = 1.0
+    eval_every: int = 100
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
@@ -48,6 +50,8 @@ class PretrainConfig:
         for key in ("steps", "context", "rows", "micro_rows"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
+        if self.eval_every < 0:
+            raise ConfigError("eval_every", f"got {self.eval_every}, must be >= 0 (0 = never)")
         if self.rope_factor < 1:
             raise ConfigError("rope_factor", f"got {self.rope_factor}, must be >= 1 (1 = positions as they are)")
         check_mixture(self.mixture, "mixture")
@@ -72,8 +76,9 @@ class TokenLoss:
         assert out.logprobs is not None
         nll = -(out.logprobs * batch.mask).sum()
         metrics: Metrics = {}
-        if "bytes" in batch.extra:
-            metrics["bpb"] = Mean(nll.detach() / math.log(2), batch.extra["bytes"].sum())
+        if "bytes" in batch.extra:  # special tokens stand for no text: their bits do not count
+            of_text = -(out.logprobs.detach() * batch.mask * (batch.extra["bytes"] > 0)).sum()
+            metrics["bpb"] = Mean(of_text / math.log(2), batch.extra["bytes"].sum())
         return {"tokens": nll}, metrics
 
 

@@ -55,9 +55,7 @@ class Recipe:
             raise ConfigError("pretrain", "needs at least one stage")
         first = next(iter(self.pretrain))
         if self.pretrain[first].rope_factor != 1:
-            raise ConfigError(
-                f"pretrain.{first}.rope_factor", "the first stage has no positions to rescale; leave it out"
-            )
+            raise ConfigError(f"pretrain.{first}.rope_factor", "no stage before it, so no positions to rescale")
         for stage, config in self.pretrain.items():
             if config.context > self.model.max_context:
                 raise ConfigError(

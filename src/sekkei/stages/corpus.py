@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from sekkei.data.code import docstring_facts, read_code
 from sekkei.data.shards import write_shards
 from sekkei.data.tasks import chain
 from sekkei.recipes.recipe import Recipe
-from sekkei.stages.run import Figures, Run
+from sekkei.stages.run import Figures, Run, versions
 from sekkei.text.clean import clean
 from sekkei.text.document import Document, read_documents, write_documents, write_ledger
 from sekkei.text.tokenizer import Tokenizer, train_tokenizer
@@ -45,7 +46,8 @@ class DataStage:
 
     @property
     def config(self) -> Any:
-        return {"data": loader.to_mapping(self.recipe.data), "pages": self._own_pages}
+        made_with = {**versions(), **{name: version(name) for name in ("py3langid", "numpy", "torch")}}
+        return {"data": loader.to_mapping(self.recipe.data), "pages": self._own_pages, "made_with": made_with}
 
     @cached_property
     def _own_pages(self) -> str | None:
@@ -106,7 +108,9 @@ class TokenizerStage:
 
     @property
     def config(self) -> Any:
-        return {"tokenizer": self.recipe.tokenizer, "heldout_percent": self.recipe.data.heldout_percent}
+        made_with = version("tokenizers")
+        percent = self.recipe.data.heldout_percent
+        return {"tokenizer": self.recipe.tokenizer, "heldout_percent": percent, "made_with": made_with}
 
     def run(self, run: Run, out: Path) -> Figures:
         texts = list(self._texts(run.artifact("data")))

@@ -59,7 +59,13 @@ class BitsStage:
     def config(self) -> Any:
         sizes = self.recipe.eval
         contexts = {name: stage.context for name, stage in self.recipe.pretrain.items()}
-        return {"tokens": sizes.tokens, "long": sizes.long_windows, "contexts": contexts, "rescaled": self.rescaled}
+        sets = {"tokens": sizes.tokens, "long": sizes.long_windows}
+        return {**sets, "contexts": contexts, "rescaled": self.rescaled, "share": self._token_share}
+
+    @property
+    def _token_share(self) -> float:
+        """Of all pretraining tokens, those of this stage."""
+        return self.recipe.pretrain[self.key].tokens / self.recipe.total_tokens
 
     def run(self, run: Run, out: Path) -> Figures:
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
@@ -67,7 +73,7 @@ class BitsStage:
         sizes, prefix = tokenizer.token_bytes(), f"pretrain.{self.key}"
         score = scorer(run, load_model(run.artifact(prefix) / "model"))
         context = self.recipe.pretrain[self.key].context
-        figures: Figures = {}
+        figures: Figures = {f"{prefix}.token_share": self._token_share}
         with run.console.bar(self.name, 0) as bar:
             for done, domain in enumerate(BITS_DOMAINS):
                 bits = domain_bits(score, shards[domain], context, sizes, self.recipe.eval.tokens)

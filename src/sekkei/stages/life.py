@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sekkei.core import config as loader
 from sekkei.core import hardware
 from sekkei.core.progress import Console
@@ -66,7 +64,6 @@ def live(recipe: Recipe, folder: Path, selection: Selection, console: Console) -
     """
     open_folder(folder, recipe)
     with RunLock(folder):
-        torch.set_num_threads(hardware.threads())
         console.say(hardware.tune_allocator())
         tracker = open_tracker(recipe.tracker, folder, recipe.name, loader.to_mapping(recipe))
         try:

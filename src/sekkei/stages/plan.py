@@ -25,7 +25,6 @@ def plan(recipe: Recipe) -> str:
     parts = count_parameters(model)
     work = _training(recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(hardware.threads())
     peak = hardware.peak_flops(device, torch.bfloat16).flops
     flops = {name: tokens * flops_per_token(model, context) for name, (tokens, context, _) in work.items()}
     memory = max(sum(training_bytes(model, rows, context).values()) for _, context, rows in work.values())

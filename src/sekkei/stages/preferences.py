@@ -2,8 +2,9 @@
 
 Of a problem's sampled answers, a right one is preferred to a wrong one *of the same length*, and an answer
 that ended to one that rambled on to the length limit. Matching lengths keeps DPO from learning "longer is
-better" in place of "right is better" (Park et al. 2024, "Disentangling Length from Quality in DPO"). Pairs of a refusal before compliance (and of an answer before a
-needless refusal) join in: they are written, not sampled.
+better" in place of "right is better" (Park et al. 2024, "Disentangling Length from Quality in DPO"). Pairs
+of a refusal before compliance (and of an answer before a needless refusal) join in: they are written, not
+sampled.
 
     preferences/pairs.jsonl     {"split", "kind", "prompt", "chosen", "rejected"}, token ids
     dpo/model/

@@ -73,7 +73,8 @@ class PretrainStage:
     def config(self) -> Any:
         watched = {"quick_tokens": self.recipe.eval.quick_tokens, "samples_every": self.recipe.eval.samples_every}
         model = self.recipe.model if self.before is None else None
-        return {"stage": self.stage, "model": model, "rescaled": self.rescaled, "eval": watched}
+        mixture = list(self.stage.mixture.items())  # its order decides which row is whose
+        return {"stage": self.stage, "mixture": mixture, "model": model, "rescaled": self.rescaled, "eval": watched}
 
     def run(self, run: Run, out: Path) -> Figures:
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
@@ -100,7 +101,7 @@ class PretrainStage:
 
             prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in SAMPLE_PROMPTS]
             sample = sample_hook(run, self.name, engine, tokenizer, prompts)
-            return [(stage.loop.eval_every, held_out), (run.recipe.eval.samples_every, sample)]
+            return [(stage.eval_every, held_out), (run.recipe.eval.samples_every, sample)]
 
         train(
             run,
@@ -115,10 +116,7 @@ class PretrainStage:
             hooks=hooks,
         )
         save_model(model, out / "model")
-        figures: Figures = {
-            f"{self.name}.tokens": stage.tokens,
-            f"{self.name}.token_share": stage.tokens / run.recipe.total_tokens,
-        }
+        figures: Figures = {f"{self.name}.tokens": stage.tokens}
         for name, epochs in loader.epochs(stage.steps * stage.rows).items():
             figures[f"{self.name}.epochs.{name}"] = epochs
         return figures

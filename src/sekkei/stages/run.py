@@ -149,6 +149,8 @@ class Runner:
             return
         for name in stage.reads:
             self._check_whole(name, current[name])
+        if done is not None and not redo:
+            run.console.say(f"{stage.name:<18} what it depends on has changed: made anew")
         if redo or not _begun(out, key):
             for record in (DONE, STARTED):  # first of all: what a kill leaves of the rest must not look whole
                 (out / record).unlink(missing_ok=True)

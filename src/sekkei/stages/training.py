@@ -56,6 +56,9 @@ def train(
     if loop.recompute == "full":
         policy.run_block = run_recomputed
     models = {"policy": policy, **(others or {})}
+    missing = objective.needs - models.keys() - {"engine"}
+    if missing:
+        raise RuntimeError(f"{stage} needs {', '.join(sorted(missing))} and was not given it")
     ops = LocalOps()
     step = PlainStep(models, ops, run.device, autocast_dtype(loop))
     engine = Engine(policy, dtype=step.autocast)  # as the trainer computes, so that both agree on log-probs

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sekkei.core.errors import ConfigError, UserError
+from sekkei.core.hardware import peak_rss_gib
 from sekkei.core.progress import Bar
 from sekkei.core.runlog import RunLog
 from sekkei.data.batch import Batch
@@ -38,7 +39,7 @@ Hook = Callable[[int], Mapping[str, float]]
 class LoopConfig:
     """How a stage is run; it changes no figure but `dtype`'s rounding.
 
-    checkpoint_every, eval_every: in steps, 0 = never. dtype: of forward and backward; weights and optimizer
+    checkpoint_every: in steps, 0 = only at the end. dtype: of forward and backward; weights and optimizer
     state stay float32. recompute: `full` keeps only the blocks' inputs and recomputes the rest in the
     backward pass. keep_last: checkpoints that stay beside the best one.
     """
@@ -47,12 +48,10 @@ class LoopConfig:
     recompute: Literal["none", "full"] = "none"
     checkpoint_every: int = 200
     keep_last: int = 1
-    eval_every: int = 100
 
     def __post_init__(self) -> None:
-        for key in ("checkpoint_every", "eval_every"):
-            if getattr(self, key) < 0:
-                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 0 (0 = never)")
+        if self.checkpoint_every < 0:
+            raise ConfigError("checkpoint_every", f"got {self.checkpoint_every}, must be >= 0 (0 = only at the end)")
         if self.keep_last < 1:
             raise ConfigError("keep_last", f"got {self.keep_last}, must be >= 1")
 
@@ -141,15 +140,16 @@ class Loop:
             figures["skipped"] = float(self.skipped)
             if self.skipped >= MAX_SKIPPED:
                 raise UserError(
-                    f"{self.stage}: the gradient was not finite {MAX_SKIPPED} times in a row at step {step}; the last "
-                    f"checkpoint is good: lower {self.stage}.optim.lr (now {trainee.optimizer.config.lr}) and run again"
+                    f"{self.stage}: the gradient was not finite {MAX_SKIPPED} times in a row at step {step}; lower "
+                    f"{self.stage}.optim.lr (now {trainee.optimizer.config.lr}), which starts the stage anew; its last "
+                    f"good checkpoint is in {self.checkpoints.folder}"
                 )
         prefix = "" if update.role == "policy" else f"{update.role}/"
         return {prefix + name: value for name, value in figures.items()}
 
     def _machine(self, record: dict[str, object], seconds: float, tokens: int) -> None:
         rate = tokens / max(seconds, 1e-9)
-        machine = {"seconds": seconds, "tokens_per_second": rate}
+        machine = {"seconds": seconds, "tokens_per_second": rate, "peak_gib": peak_rss_gib()}
         if self.peak_flops:
             machine["mfu"] = rate * self.flops_per_token / self.peak_flops
         record["machine"] = machine

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +24,6 @@ from sekkei.data.tasks.chain import (
     sample_problem,
     solved,
     split_of,
-    style_of,
     verify,
     words,
 )
@@ -103,17 +101,6 @@ def test_the_split_is_a_function_of_the_question():
 def test_a_seed_always_gives_the_same_problem():
     assert _problem(5) == _problem(5) != _problem(6)
     assert _problem(0).question == "start at 17, times 4, add 3, times 9, times 3, add 6, minus 4, modulo 23"
-
-
-def test_no_answer_is_favoured_and_styles_are_even():
-    problems = [_problem(seed) for seed in range(1500)]
-    answers = Counter(problem.answer for problem in problems)
-    assert len(answers) == 23
-    assert max(answers.values()) < 1500 * 2 / 23
-    styles = Counter(style_of(problem) for problem in problems)
-    assert all(300 < styles[style] < 450 for style in STYLES)
-    assert any(style_of(problem) != style_of(problem, 1) for problem in problems[:20])
-    assert {style_of(problem, styles=("none",)) for problem in problems[:20]} == {"none"}
 
 
 @pytest.mark.parametrize(

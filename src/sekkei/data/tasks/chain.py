@@ -26,7 +26,6 @@ import re
 from dataclasses import dataclass
 
 from sekkei.core.errors import ConfigError, UserError
-from sekkei.core.seed import derive_seed
 from sekkei.data.tasks import Message, Split, held_out
 
 STYLES = ("every", "two", "three", "none")
@@ -61,6 +60,10 @@ class ChainConfig:
     held_out_percent: int = 10
 
     def __post_init__(self) -> None:
+        if not 3 <= self.modulus <= 99:
+            raise ConfigError(
+                "modulus", f"{self.modulus} must be 3 … 99: results are tokens of two digits"
+            )
         for key, least in (("max_add", 1), ("max_minus", 1), ("max_times", 2)):
             value = getattr(self, key)
             if not least <= value < self.modulus:
@@ -139,11 +142,6 @@ def sample_problem(rng: random.Random, operations: int, split: Split, config: Ch
         if split_of(problem, config) == split:
             return problem
     raise UserError(f"held_out_percent={config.held_out_percent} leaves no {split} problem of {operations} operations")
-
-
-def style_of(problem: ChainProblem, *salt: str | int, styles: tuple[str, ...] = STYLES) -> str:
-    """One of `styles`, uniform over problems and independent of the split; `salt` (an epoch, a row) redraws it."""
-    return styles[derive_seed("chain style", problem.question, *salt) % len(styles)]
 
 
 def reasoning(problem: ChainProblem, style: str) -> str:

@@ -13,8 +13,9 @@ Probes ask the same of a model: `shots` lines, then a key that stands among them
 of keys that a probe uses never forms a document. With 0 shots there is nothing to go on (chance = 1 / labels), with
 1 shot the label only has to be copied, from 2 on it has to be looked up.
 Recitals are the densest food of the same ability: from the second time on every token can be copied. (Without them
-it does not come within a laptop's budget; see docs/log.md.) Documents of this kind are what induction heads feed on (Olsson et al. 2022, In-context Learning and Induction
-Heads; Chan et al. 2022, Data Distributional Properties Drive Emergent In-Context Learning).
+it does not come within a laptop's budget; see docs/log.md.) Documents of this kind are what induction heads feed on
+(Olsson et al. 2022, In-context Learning and Induction Heads; Chan et al. 2022, Data Distributional Properties Drive
+Emergent In-Context Learning).
 
 What it does not handle: noise in the mapping, keys of several words, labels that depend on a rule.
 """
@@ -29,58 +30,11 @@ from sekkei.core.errors import ConfigError, UserError
 from sekkei.data.tasks import held_out
 
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-COMMON_WORDS = tuple(
-    [
-        "the",
-        "of",
-        "and",
-        "to",
-        "in",
-        "is",
-        "it",
-        "for",
-        "as",
-        "with",
-        "be",
-        "by",
-        "on",
-        "not",
-        "this",
-        "that",
-        "from",
-        "are",
-        "or",
-        "an",
-        "at",
-        "if",
-        "all",
-        "can",
-        "has",
-        "one",
-        "more",
-        "other",
-        "new",
-        "use",
-        "make",
-        "like",
-        "time",
-        "data",
-        "file",
-        "name",
-        "list",
-        "value",
-        "type",
-        "code",
-        "line",
-        "number",
-        "string",
-        "first",
-        "last",
-        "next",
-        "return",
-        "class",
-    ]
+_COMMON = (
+    "the of and to in is it for as with be by on not this that from are or an at if all can has one more other new",
+    "use make like time data file name list value type code line number string first last next return class",
 )
+COMMON_WORDS = tuple(word for line in _COMMON for word in line.split())
 _CONSONANTS = "bdfgklmnprstvz"
 _VOWELS = "aeiou"
 _PROBE_PERCENT = 10  # share of all key sets that is kept for probes
