@@ -10,8 +10,6 @@ import importlib.util
 import json
 import platform
 import shutil
-import sys
-import sysconfig
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -103,20 +101,6 @@ def _devices() -> str:
 
 def _installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
-
-
-def _compiler() -> str | None:
-    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-
-
-def _python_header() -> Path:
-    return Path(sysconfig.get_path("include")) / "Python.h"
-
-
-def _system_package(debian: str) -> str:
-    if sys.platform == "darwin":
-        return "xcode-select --install"
-    return f"apt-get install {debian}"
 
 
 def _words(value: object) -> str:

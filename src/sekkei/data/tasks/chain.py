@@ -61,9 +61,7 @@ class ChainConfig:
 
     def __post_init__(self) -> None:
         if not 3 <= self.modulus <= 99:
-            raise ConfigError(
-                "modulus", f"{self.modulus} must be 3 … 99: results are tokens of two digits"
-            )
+            raise ConfigError("modulus", f"{self.modulus} must be 3 … 99: results are tokens of two digits")
         for key, least in (("max_add", 1), ("max_minus", 1), ("max_times", 2)):
             value = getattr(self, key)
             if not least <= value < self.modulus:
