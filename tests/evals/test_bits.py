@@ -100,29 +100,36 @@ def test_many_rows_are_scored_in_batches() -> None:
     assert found == pytest.approx(expected(documents, 64, None), rel=1e-5)
 
 
-def test_bits_by_position() -> None:
-    documents = shard([33, 40, 5, 32, 64], seed=4)
-    edges = (0, 4, 8, 32)
-    found = position_bits(uniform, [documents], edges, TOKEN_BYTES, 10)
-    assert list(found) == [(0, 4), (4, 8), (8, 32)]
-    rising = position_bits(by_position, [documents], edges, TOKEN_BYTES, 10)
-    for low, high in found:
-        bits, tokens, sizes = 0, 0, 0
-        for number in (0, 1, 4):  # those with more than 32 tokens
-            for place in range(low, high):
-                size = TOKEN_BYTES[int(documents[number][place + 1])]
-                bits, tokens, sizes = bits + (place + 1) * bool(size), tokens + bool(size), sizes + size
-        assert found[low, high] == pytest.approx(tokens * math.log2(VOCABULARY) / sizes, rel=1e-5)
-        assert rising[low, high] == pytest.approx(bits / sizes, rel=1e-5)
+def test_the_same_text_is_read_at_both_places() -> None:
+    documents = shard([33, 40, 5, 32, 64, 100], seed=4)
+    seen: dict[int, list[int]] = {8: [], 32: []}
+
+    def score(batch: Batch) -> Output:
+        width = batch.ids.shape[1]
+        start = width // 2 if width == 8 else 8
+        seen[width] += batch.labels[:, start:].flatten().tolist()
+        return by_position(batch)
+
+    found = position_bits(score, [documents], 8, 32, TOKEN_BYTES, 10)
+    assert list(found) == [(4, 8), (8, 32)]
+    assert sorted(seen[8]) == sorted(seen[32])
+    windows = [(0, 0), (1, 0), (4, 0), (5, 0), (5, 32), (5, 64)]  # of 32 tokens and one more, end to end
+    for (low, high), place_of in (((4, 8), lambda b: 4 + b % 4), ((8, 32), lambda b: b)):
+        bits = sizes = 0
+        for number, start in windows:
+            for b in range(8, 32):
+                size = TOKEN_BYTES[int(documents[number][start + b + 1])]
+                bits, sizes = bits + (place_of(b) + 1) * bool(size), sizes + size
+        assert found[low, high] == pytest.approx(bits / sizes, rel=1e-5)
 
 
-def test_documents_per_shard_are_limited_and_short_ones_left_out() -> None:
+def test_windows_per_shard_are_limited_and_short_documents_left_out() -> None:
     rows = []
 
     def score(batch: Batch) -> Output:
-        rows.append(len(batch.ids))
+        rows.append(len(batch.ids) if batch.ids.shape[1] == 32 else 0)
         return by_position(batch)
 
-    position_bits(score, [shard([40] * 5), shard([40] * 2)], (0, 16, 32), TOKEN_BYTES, 3)
+    position_bits(score, [shard([40] * 5), shard([40] * 2)], 16, 32, TOKEN_BYTES, 3)
     assert sum(rows) == 5
-    assert position_bits(score, [shard([32, 5])], (0, 16, 32), TOKEN_BYTES, 3) == {}
+    assert position_bits(score, [shard([32, 5])], 16, 32, TOKEN_BYTES, 3) == {}

@@ -3,13 +3,11 @@
     bpb = Σ -log2 p(token) / Σ bytes(token)        over tokens that stand for text (special tokens left out)
 
 Bits per byte do not depend on the tokenizer, so models with different vocabularies can be compared.
-`position_bits` reads windows of long documents and reports by position: whether more context helps is
-whether later positions cost fewer bits.
+`position_bits` asks whether more context helps: the same text is read with less and with more before it.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -42,36 +40,37 @@ def domain_bits(score: ScoreBatch, shard: Shard, context: int, token_bytes: Sequ
 
 
 def position_bits(
-    score: ScoreBatch,
-    shards: Sequence[Shard],
-    edges: Sequence[int],
-    token_bytes: Sequence[int],
-    max_windows: int,
+    score: ScoreBatch, shards: Sequence[Shard], short: int, long: int, token_bytes: Sequence[int], max_windows: int
 ) -> dict[tuple[int, int], float]:
-    """Bits per byte by position, in windows cut end to end from documents that fill them.
+    """Bits per byte of the *same* text, read with little and with much before it.
 
-    Windows from all over a document, not its beginnings alone: what stands at a position then differs by the
-    context before it, not by its place in the document (a file begins with its licence and its imports).
+    Windows of `long` tokens are cut end to end from documents that fill them. Their tokens at positions
+    short … long are scored twice: where they stand, and in rows of `short` tokens, in the second half. Text
+    differs from place to place far more than context helps, so only the same text can be compared.
 
     Args:
-        edges: ascending positions, e.g. (0, 128, 256, 1024); the last is the window.
+        short, long: tokens of the two contexts; `long` is rounded down to a multiple of `short / 2`.
         max_windows: of each shard, spread evenly over all it has.
     Returns:
-        (from, to) -> bits per byte of the labels at those positions; empty where no document is long enough.
+        {(short / 2, short): bits per byte with that much context, (short, long): with more}; empty where no
+        document is long enough.
     """
-    window = edges[-1]
-    samples = []
+    half = short // 2
+    long = short + (long - short) // half * half
+    windows = []
     for shard in shards:
-        places = [(d, s) for d in range(len(shard)) for s in range(0, int(shard.lengths[d]) - window, window)]
+        places = [(d, s) for d in range(len(shard)) for s in range(0, int(shard.lengths[d]) - long, long)]
         spread = [places[i * len(places) // max_windows] for i in range(max_windows)] if places else []
-        samples += [Sample(ids=shard[d][s : s + window + 1].astype(np.int64)) for d, s in dict.fromkeys(spread)]
-    if not samples:
+        windows += [shard[d][s : s + long + 1].astype(np.int64) for d, s in dict.fromkeys(spread)]
+    if not windows:
         return {}
-    bits, sizes = _token_bits(score, samples, window, token_bytes, whole_rows=True)
-    return {
-        (low, high): float(bits[:, low:high].sum() / sizes[:, low:high].sum())
-        for low, high in itertools.pairwise(edges)
-    }
+    near = [Sample(ids=ids[b - half : b + half + 1]) for ids in windows for b in range(short, long, half)]
+    far = [Sample(ids=ids) for ids in windows]
+    found = {}
+    for samples, low, high in ((near, half, short), (far, short, long)):
+        bits, sizes = _token_bits(score, samples, high, token_bytes, whole_rows=True)
+        found[low, high] = float(bits[:, low:].sum() / sizes[:, low:].sum())
+    return found
 
 
 def _token_bits(

@@ -21,7 +21,7 @@ class EvalConfig:
 
     tokens: int = 60_000
     quick_tokens: int = 8_000
-    long_windows: int = 48
+    long_windows: int = 32
     problems: int = 128
     max_tokens: int = 128
     conversations: int = 100

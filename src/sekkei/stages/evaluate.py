@@ -86,15 +86,13 @@ class BitsStage:
         return figures
 
     def _by_position(self, score: ScoreBatch, shards: Mapping[str, Shard], sizes: list[int], prefix: str) -> Figures:
-        """Bits per byte of positions inside the first context, its second half, and beyond it."""
+        """Bits per byte of the same text in the second half of the short context and beyond it in the long one."""
         contexts = sorted({stage.context for stage in self.recipe.pretrain.values()})
         short, long = contexts[0], contexts[-1]
         if short == long:
             return {}
-        edges = (0, short // 2, short, long)
-        found = position_bits(
-            score, [shards[name] for name in LONG_DOMAINS], edges, sizes, self.recipe.eval.long_windows
-        )
+        texts = [shards[name] for name in LONG_DOMAINS]
+        found = position_bits(score, texts, short, long, sizes, self.recipe.eval.long_windows)
         figures = {f"{prefix}.bpb.positions_{low}_{high}": bits for (low, high), bits in found.items()}
         if (short, long) in found:
             figures[f"{prefix}.bpb.beyond_context"] = found[short, long]
