@@ -38,7 +38,8 @@ def figures() -> str:
     run = json.loads((ROOT / "docs" / "results" / "laptop.json").read_text(encoding="utf-8"))
     found = run["figures"]
     lines = [
-        f"What `sekkei run laptop` measured on its own held-out data (which run: end of docs/log.md) (seed {run['seed']}, torch "
+        "What `sekkei run laptop` measured on its own held-out data (which run: end of docs/log.md; "
+        f"seed {run['seed']}, torch "
         f"{run['versions']['torch']}, two cores, {found['run.seconds'] / 60:.0f} minutes, "
         f"{found['run.peak_gib']:.1f} GiB; all figures in "
         "[docs/results/laptop.json](docs/results/laptop.json)):",
