@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+THREADS = torch.get_num_threads()  # as a process of its own has it
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +25,11 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if result.returncode != 0:
         pytest.fail(f"sekkei run smoke: exit code {result.returncode}\n{result.stdout}\n{result.stderr}")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_found() -> Iterator[None]:
+    """A test that changes torch's thread count must not change it for the next: a stage's key holds it."""
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(THREADS)
