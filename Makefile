@@ -38,9 +38,11 @@ clean:  ## remove .venv and every cache; runs/ stays
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else \
 	  "sekkei needs Python 3.11 or newer and $(PYTHON) is %d.%d: make PYTHON=/path/to/python3.11" % v[:2])'
 	$(PYTHON) -m venv .venv
+	@echo "installing into .venv: a minute or two"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
 .venv/.ready-dev: .venv/.ready
+	@echo "installing what the tests need into .venv: a minute or two"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = ("core", "text", "model", "tools", "parallel", "data", "data/tasks", "engine", "train", "objectives", "evals")
-UPPER = ("report", "recipes", "stages", "cli")
+LOWER = ("core", "text", "text/blocks", "text/pipeline", "text/read", "model", "tools")
+MIDDLE = ("parallel", "data", "data/tasks", "engine", "train", "objectives", "llm")
+UPPER = ("prompting", "prompting/tasks", "rag", "agent", "evals", "judge", "serve", "prove", "report")
+TOP = ("recipes", "stages", "cli")
 
 
 def caption(path: Path) -> str:
@@ -24,7 +26,7 @@ def caption(path: Path) -> str:
 
 def captions() -> str:
     lines = []
-    for folder in (*FLOORS, *UPPER):
+    for folder in (*LOWER, *MIDDLE, *UPPER, *TOP):
         lines += ["", f"**{folder}/**", "", "| file | what it is |", "|---|---|"]
         for path in sorted((ROOT / "src" / "sekkei" / folder).glob("*.py")):
             text = caption(path)
@@ -38,7 +40,7 @@ def figures() -> str:
     run = json.loads((ROOT / "docs" / "results" / "laptop.json").read_text(encoding="utf-8"))
     found = run["figures"]
     lines = [
-        "What `sekkei run laptop` measured on its own held-out data (which run: end of docs/log.md; "
+        "What `sekkei run laptop` measured on its own held-out data ("
         f"seed {run['seed']}, torch "
         f"{run['versions']['torch']}, two cores, {found['run.seconds'] / 60:.0f} minutes, "
         f"{found['run.peak_gib']:.1f} GiB; all figures in "

@@ -29,7 +29,7 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _threads_as_found() -> Iterator[None]:
-    """A test that changes torch's thread count must not change it for the next: a stage's key holds it."""
+    """A test that changes torch's thread count must not change it for the next: sums, and so bits, depend on it."""
     torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(THREADS)

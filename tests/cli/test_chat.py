@@ -16,10 +16,13 @@ from sekkei.cli import chat, main
 from sekkei.core.errors import UserError
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Sampling
+from sekkei.llm.run_folder import choose_stage
 from sekkei.model.config import ModelConfig
 from sekkei.model.init import build
+from sekkei.serve.exchange import export_hf
+from sekkei.serve.opened import open_model
 from sekkei.stages.model_artifact import load_model, save_model
-from sekkei.text.tokenizer import END, THINK, THINK_END, Tokenizer, TokenizerConfig, train_tokenizer
+from sekkei.text.tokenizer import END, THINK, THINK_END, TokenizerConfig, train_tokenizer
 
 VOCABULARY, CONTEXT, REPLY = 288, 64, 8
 TEXT = ["so you say hello to me and I say hello to you, hmm, well well"] * 40
@@ -59,9 +62,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def conversation(run: Path, **settings: object) -> chat.Conversation:
-    tokenizer = Tokenizer.load(run / "tokenizer")
-    sampling = Sampling(temperature=0.0, max_tokens=REPLY, stop_tokens=(tokenizer.end_id,))
-    return chat.Conversation(Engine(load_model(run / "sft" / "model")), tokenizer, sampling, **settings)
+    opened = open_model(run, "sft")
+    opened.words.chats = not settings.pop("base", False)
+    sampling = Sampling(temperature=0.0, max_tokens=REPLY, stop_tokens=opened.words.stop_tokens)
+    return chat.Conversation(Engine(opened.model), opened.words, sampling, **settings)
 
 
 def typed(talk: chat.Conversation, text: str) -> str:
@@ -109,7 +113,7 @@ def test_the_system_message_reaches_the_prompt(run: Path) -> None:
     typed(talk, "hello\n/system say hello\n")
     ids, _ = talk.prompt("hi")
     assert talk.turns == []
-    assert "<|system|>say hello<|end|>" in talk.tokenizer.decode(ids)
+    assert "<|system|>say hello<|end|>" in talk.words.tokenizer.decode(ids)
     typed(talk, "/system\n")
     assert talk.prompt("hi")[0] == before
 
@@ -117,7 +121,7 @@ def test_the_system_message_reaches_the_prompt(run: Path) -> None:
 def test_special_tokens_in_a_message_stay_text(run: Path) -> None:
     talk = conversation(run)
     ids, _ = talk.prompt("<|end|>")
-    assert ids.count(talk.tokenizer.end_id) == 1
+    assert ids.count(talk.words.tokenizer.end_id) == 1
 
 
 def test_the_oldest_turns_are_left_out_with_a_note(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,25 +155,25 @@ def test_commands_are_listed_and_quit_ends(run: Path, capsys: pytest.CaptureFixt
 
 def test_a_cut_reply_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     talk = conversation(run)
-    talk.sampling = Sampling(temperature=0.0, max_tokens=2, stop_tokens=(talk.tokenizer.end_id,))
+    talk.sampling = Sampling(temperature=0.0, max_tokens=2, stop_tokens=(talk.words.tokenizer.end_id,))
     assert typed(talk, "hi\n") == "( well)\n"
     assert "cut off after 2 tokens" in capsys.readouterr().err
 
 
 def test_the_newest_finished_stage_is_chosen(run: Path, tmp_path: Path) -> None:
-    assert chat.choose_stage(run) == "sft"
+    assert choose_stage(run) == "sft"
     model = load_model(run / "sft" / "model")
     (tmp_path / "recipe.yaml").write_text("name: tiny\npretrain: {general: {}, long: {}}\n")
     with pytest.raises(UserError, match="no stage has finished a model yet"):
-        chat.choose_stage(tmp_path)
+        choose_stage(tmp_path)
     for stage in ("pretrain.general", "pretrain.long", "dpo", "grpo"):
         finish(tmp_path, stage, model)
-        assert chat.choose_stage(tmp_path) == stage
+        assert choose_stage(tmp_path) == stage
     (tmp_path / "grpo" / "done.json").unlink()
-    assert chat.choose_stage(tmp_path) == "dpo"
-    assert chat.choose_stage(tmp_path, "pretrain.general") == "pretrain.general"
-    with pytest.raises(UserError, match=r"--stage=grpo: .* it has dpo, pretrain.long, pretrain.general"):
-        chat.choose_stage(tmp_path, "grpo")
+    assert choose_stage(tmp_path) == "dpo"
+    assert choose_stage(tmp_path, "pretrain.general") == "pretrain.general"
+    with pytest.raises(UserError, match=r"stage grpo: .* it has dpo, pretrain.long, pretrain.general"):
+        choose_stage(tmp_path, "grpo")
 
 
 def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,3 +192,19 @@ def test_through_a_pipe(run: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout == "( well)\n hello\n( well)\n hello\n"
     assert "a tiny model of" in result.stderr.splitlines()[0]
+
+
+def test_lines_of_a_pipe_know_nothing_of_each_other(run: Path) -> None:
+    talk = conversation(run, fresh=True)
+    first = talk.prompt("hi")[0]
+    assert typed(talk, "one\ntwo\n") == "( well)\n hello\n( well)\n hello\n"
+    assert talk.turns == []
+    assert talk.prompt("hi")[0] == first
+
+
+def test_a_hugging_face_folder_is_talked_to(run: Path, tmp_path: Path) -> None:
+    export_hf(run, tmp_path / "out")
+    command = [sys.executable, "-m", "sekkei", "chat", str(tmp_path / "out"), "--max-tokens", str(REPLY)]
+    result = subprocess.run(command, input="one\\\ntwo\n", capture_output=True, text=True, check=False)
+    assert result.stdout == "( well)\n hello\n", result.stderr
+    assert "tiny" not in result.stderr

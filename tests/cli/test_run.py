@@ -38,9 +38,9 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(tmp_path: Path, capsys: pyt
         assert f"{stage.tokens:,} tokens in rows of {stage.context} " in shown["costs"]
     for pattern in (
         r"parameters +[\d,]+",
-        r"in all +[\d,]+ tokens, \S+ FLOPs",
+        r"in all +[\d,]+ tokens trained on, \S+ FLOPs",
         r"memory +about \S+ GiB",
-        r"about \S+ min",
+        r"time +about \S+ (s|min), by short trials",
     ):
         assert re.search(pattern, shown["costs"]), pattern
     assert list(tmp_path.iterdir()) == []
@@ -73,6 +73,12 @@ def test_an_own_file_works_like_a_shipped_name(tmp_path: Path, capsys: pytest.Ca
         (["smokey"], "smokey: no such recipe; shipped: laptop, smoke; a file's name ends in .yaml"),
         (["mine.yaml"], "mine.yaml: no such recipe file; give a path, or a shipped name"),
         (["smoke", "modle.x=1"], "modle: unknown key; did you mean 'model'?"),
+        (["smoke", "model.num_layers=two"], "model.num_layers: expected int, got str 'two'"),
+        (["smoke", "pretrain.genral.steps=5"], "pretrain.genral: no such stage; did you mean 'general'?"),
+        (["smoke", "model.num_kv_heads=3"], "num_kv_heads"),
+        (["smoke", "tokenizer.vocab_size=200"], "tokenizer.vocab_size: "),
+        (["smoke", "grpo.reward_model=1.0"], "grpo.reward_model: no stage of a recipe trains a reward model"),
+        (["smoke", "layout.tp=2"], "layout.tp: tp=2 must divide model.num_kv_heads=1"),
         (["smoke", "seed"], "seed: an override is written key=value"),
         (["smoke", "--untill", "sft"], "--until"),
         ([], "see sekkei run --help"),

@@ -115,3 +115,14 @@ def test_allocator_survives_another_c_library(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())  # as musl: no mallopt
     assert "not glibc" in hardware.tune_allocator()
+
+
+def test_bf16_is_fast_only_where_the_processor_has_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for flags, dtype in (
+        ("fpu avx2", torch.float32),
+        ("fpu avx512f avx512_bf16", torch.bfloat16),
+        ("fpu amx_tile amx_bf16", torch.bfloat16),
+    ):
+        monkeypatch.setattr(hardware, "_cpuinfo", lambda flags=flags: f"flags\t\t: {flags}\n")
+        assert hardware.fast_dtype(cpu) == dtype

@@ -13,7 +13,7 @@ from sekkei.data.corpus import DataConfig, GeneratedConfig, chain_document, gene
 from sekkei.data.tasks.chain import ChainConfig, ChainProblem, count_steps, parse_answer, split_of, verify
 from sekkei.text.document import Document
 
-SMALL = DataConfig(generated=GeneratedConfig(math=60, patterns=60, chains=400), heldout_percent=10)
+SMALL = DataConfig(generated=GeneratedConfig(math=60, patterns=60, recitals=20, chains=400), heldout_percent=10)
 CHAINS = ChainConfig()
 
 

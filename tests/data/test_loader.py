@@ -176,3 +176,21 @@ def test_bad_mixtures(key: str, mixture: dict[str, float]) -> None:
     known = {**SHARDS, "empty": shard([]), "single": shard([1, 1, 0])}
     with pytest.raises(ConfigError, match=f"^{key}: "):
         MixtureLoader(known, mixture, CONTEXT, 10, 1, TOKEN_BYTES, key="stage.mixture")
+
+
+def test_the_opening_has_a_mixture_of_its_own() -> None:
+    opened = MixtureLoader(
+        SHARDS, {"a": 0.5, "b": 0.5}, CONTEXT, TOTAL, 1, TOKEN_BYTES, opening={"c": 0.75, "a": 0.25}, opening_rows=100
+    )
+    names = [opened.domains[i].name for i in opened.choice]
+    assert Counter(names[:100]).keys() == {"c", "a"}
+    assert abs(names[:100].count("c") - 75) <= 2
+    assert Counter(names[100:]).keys() == {"a", "b"}
+    assert abs(names[100:].count("a") - 150) <= 2
+    # rows of a domain go on where the opening left them
+    first_after = names.index("a", 100)
+    assert opened.within[first_after] == names[:100].count("a")
+    # without one, nothing changes
+    assert plain(MixtureLoader(SHARDS, MIXTURE, CONTEXT, 50, 1, TOKEN_BYTES, opening={}).rows(0, 50)) == plain(
+        loader(total=50).rows(0, 50)
+    )

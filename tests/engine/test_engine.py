@@ -10,7 +10,6 @@ import torch
 
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.core.seed import derive_seed
-from sekkei.engine import engine as engine_module
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Completion, Request, Sampling
 from sekkei.model.attention import DenseAttend
@@ -94,12 +93,11 @@ def test_the_naive_comparison_notices_one_wrong_token(model: Transformer) -> Non
         check_greedy(model, request, Completion(**{**vars(completion), "token_ids": tuple(wrong)}))
 
 
-def test_samples_do_not_depend_on_the_batch(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_do_not_depend_on_the_batch(model: Transformer) -> None:
     requests = random_requests(12, seed=5, temperature=0.9, top_p=0.95, stop_tokens=(7, 8))
     wide = Engine(model).generate(requests)
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 64)
     for max_batch in (1, 4, 11):
-        assert tokens_of(Engine(model, max_batch=max_batch).generate(requests)) == tokens_of(wide)
+        assert tokens_of(Engine(model, max_batch=max_batch, prefill_tokens=64).generate(requests)) == tokens_of(wide)
     assert tokens_of(Engine(model).generate(requests[::-1])[::-1]) == tokens_of(wide)
     assert tokens_of([Engine(model).generate([request])[0] for request in requests]) == tokens_of(wide)
 
@@ -186,27 +184,39 @@ def test_a_stream_is_the_same_sample(model: Transformer) -> None:
         Engine(model).stream(Request(prompt_ids=(1,), sampling=Sampling(), n=2))
 
 
-def test_one_prefill_serves_a_group(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    prefilled = []
-    take = engine_module.prefill_batches
-
-    def watched(prompts):  # type: ignore[no-untyped-def]
-        for part in take(prompts):
-            prefilled.extend(part)
-            yield part
-
-    monkeypatch.setattr(engine_module, "prefill_batches", watched)
+def test_one_prefill_serves_a_group(model: Transformer) -> None:
     requests = [Request(prompt_ids=(i, 1, 2), sampling=Sampling(max_tokens=9), n=7, seed=i) for i in range(4)]
-    answers = Engine(model, max_batch=3).generate(requests)
-    assert sorted(prefilled) == [(i, 1, 2) for i in range(4)]
+    engine = Engine(model)
+    answers = engine.generate(requests)
+    assert engine.prefilled == sum(len(request.prompt_ids) for request in requests)
+    assert tokens_of(answers) == tokens_of(Engine(model, max_batch=3).generate(requests))
+
+
+def test_a_pass_holds_at_most_the_budget_of_prompt_tokens(model: Transformer) -> None:
+    engine, passes = Engine(model, prefill_tokens=20), []
+    run = engine.runner.run
+
+    def watched(plan, scored=()):  # type: ignore[no-untyped-def]
+        passes.append(sum(piece.count for piece in plan.prefills))
+        return run(plan, scored)
+
+    engine.runner.run = watched  # type: ignore[method-assign]
+    requests = random_requests(9, seed=4)
+    answers = engine.generate(requests)
+    assert max(passes) == 20
+    assert sum(passes) == engine.prefilled <= sum(len(request.prompt_ids) for request in requests)
     assert tokens_of(answers) == tokens_of(Engine(model).generate(requests))
 
 
-def test_prefill_batches_stay_in_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 20)
-    prompts = [(1,) * n for n in (3, 25, 9, 10, 4, 4)]
-    parts = [[len(prompt) for prompt in part] for part in engine_module.prefill_batches(prompts)]
-    assert parts == [[25], [10, 9], [4, 4, 3]]
+def test_generating_beside_submitted_requests_counts_its_own(model: Transformer) -> None:
+    engine = Engine(model)
+    beside = engine.submit(Request(prompt_ids=(1, 2), sampling=Sampling(temperature=0.0, max_tokens=3), n=4))
+    request = Request(prompt_ids=(5, 6, 7), sampling=Sampling(temperature=0.0, max_tokens=12))
+    ((completion,),) = engine.generate([request])
+    check_greedy(model, request, completion)
+    assert len(completion.token_ids) == 12
+    assert [len(answer.token_ids) for answer in beside.completions()] == [3] * 4
+    assert engine.pool.held == 0
 
 
 def test_the_weights_hash_follows_the_weights(model: Transformer) -> None:

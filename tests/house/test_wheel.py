@@ -29,7 +29,7 @@ def test_imports_are_declared() -> None:
     """Third-party packages that src/sekkei imports are dependencies or optional extras."""
     extras = [item for name, items in PROJECT["optional-dependencies"].items() if name != "dev" for item in items]
     names = {re.split(r"[<>=!~\[; ]", item)[0].lower() for item in [*PROJECT["dependencies"], *extras]}
-    declared = {IMPORT_NAMES.get(name, name) for name in names}
+    declared = {IMPORT_NAMES.get(name, name).replace("-", "_") for name in names}
     imported = set()
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

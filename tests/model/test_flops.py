@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sekkei.engine.cache import Prompts
+from sekkei.engine.engine import Engine
+from sekkei.engine.request import Request, Sampling
 from sekkei.model import logprobs
 from sekkei.model.attention import DenseAttend, explicit_attention
 from sekkei.model.config import ModelConfig
@@ -61,10 +62,13 @@ def test_flops_are_those_of_the_matmuls(config: ModelConfig) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kv_bytes_are_those_of_a_cache(dtype: torch.dtype) -> None:
-    model, kept = build(GROUPED, 0, dtype=dtype), Prompts()
-    model.hidden(torch.zeros(2, 5, dtype=torch.int64), torch.arange(5).expand(2, -1), kept)
-    held = sum(x.numel() * x.element_size() for x in [*kept.keys, *kept.values])
-    assert held == 10 * kv_bytes_per_token(GROUPED, dtype)
+    engine = Engine(build(GROUPED, 0, dtype=dtype), blocks=32, block_size=32)
+    engine.generate([Request(prompt_ids=(1, 2, 3), sampling=Sampling(max_tokens=2))])
+    store = engine.runner.store
+    assert store.keys is not None
+    assert store.values is not None
+    held = sum(x.numel() * x.element_size() for x in (store.keys, store.values))
+    assert held == 32 * 32 * kv_bytes_per_token(GROUPED, dtype)
 
 
 @pytest.mark.parametrize("config", [GROUPED, WIDE_HEADS, replace(GROUPED, qk_norm=False, num_kv_heads=1)])

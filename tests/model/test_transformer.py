@@ -143,7 +143,7 @@ def test_parts_in_a_row_equal_the_whole() -> None:
 def test_initial_weights_depend_on_name_and_seed_alone() -> None:
     model, again = build(CONFIG, 5), build(CONFIG, 5)
     for name, parameter in reversed(list(model.named_parameters())):
-        assert torch.equal(parameter, initial_weight(name, parameter.shape, CONFIG.num_layers, 5))
+        assert torch.equal(parameter, initial_weight(name, parameter.shape, CONFIG, 5))
         assert torch.equal(parameter, dict(again.named_parameters())[name])
     deeper = build(replace(CONFIG, vocab_size=61), 5)
     for name, parameter in deeper.named_parameters():
@@ -155,12 +155,12 @@ def test_initial_weights_depend_on_name_and_seed_alone() -> None:
 
 
 def test_initial_weights_have_their_scale() -> None:
-    shape = torch.Size((400, 300))
-    plain = initial_weight("layers.0.attention.q_proj.weight", shape, 8, 0)
-    residual = initial_weight("layers.0.mlp.down_proj.weight", shape, 8, 0)
+    shape, deep = torch.Size((400, 300)), replace(CONFIG, num_layers=8)
+    plain = initial_weight("layers.0.attention.q_proj.weight", shape, deep, 0)
+    residual = initial_weight("layers.0.mlp.down_proj.weight", shape, deep, 0)
     assert float(plain.std()) == pytest.approx(1 / math.sqrt(300), rel=0.02)
     assert float(residual.std()) == pytest.approx(1 / math.sqrt(300) / 4, rel=0.02)
-    assert initial_weight("norm.weight", torch.Size((5,)), 8, 0).tolist() == [1] * 5
+    assert initial_weight("norm.weight", torch.Size((5,)), deep, 0).tolist() == [1] * 5
 
 
 @pytest.mark.parametrize("tied", [False, True])

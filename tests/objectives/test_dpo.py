@@ -273,10 +273,10 @@ def test_every_pass_shuffles_all_pairs(models: dict[str, Transformer]) -> None:
     passes = [sorted(drawn(new(), ctx, 1)), *(sorted(drawn(objective, ctx, 1)) for _ in range(2))]
     whole = sorted((*p.prompt, *p.chosen)[:-1] for p in PAIRS)
     assert passes == [whole] * 3
-    orders = {tuple(objective._pair(4, 7 * epoch + i).prompt for i in range(7)) for epoch in range(3)}
+    orders = {tuple(objective.passes.index(4, 7 * epoch + i) for i in range(7)) for epoch in range(3)}
     assert len(orders) == 3
-    assert [new()._pair(4, i) for i in (9, 2, 13)] == [objective._pair(4, i) for i in (9, 2, 13)]
-    assert [new()._pair(5, i) for i in range(7)] != [new()._pair(4, i) for i in range(7)]
+    assert [new().passes.index(4, i) for i in (9, 2, 13)] == [objective.passes.index(4, i) for i in (9, 2, 13)]
+    assert [new().passes.index(5, i) for i in range(7)] != [new().passes.index(4, i) for i in range(7)]
 
 
 def test_a_resume_goes_on_where_it_stopped(models: dict[str, Transformer]) -> None:

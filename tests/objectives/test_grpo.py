@@ -174,7 +174,9 @@ def test_the_clip_by_hand() -> None:
     assert logprobs.grad is not None
     assert logprobs.grad[0].tolist() == pytest.approx([0.0, 1.5, -0.5, 0.0, -2.2, 0.0])
     means = {name: float(mean.total / mean.weight) for name, mean in metrics.items()}
-    assert means == pytest.approx({"entropy": 2.0, "clip_fraction": 0.4, "engine_gap": 0.25})
+    approx = sum(1 / r - 1 + math.log(r) for r in (1.5, 1.5, 0.5, 0.5, 1.1)) / 5
+    clips = {"clip_fraction": 0.4, "clip_fraction/low": 0.2, "clip_fraction/high": 0.2}
+    assert means == pytest.approx({"entropy": 2.0, **clips, "engine_gap": 0.25, "approx_kl": approx})
     assert {kind: float(n) for kind, n in loss.units(batch).items()} == {"tokens": 5.0}
 
 

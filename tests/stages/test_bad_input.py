@@ -68,7 +68,7 @@ def test_one_page_leaves_nothing_to_hold_out(smoke_run: Path, pages: Path, tmp_p
     shutil.copy(smoke_run / "data" / "pages" / "pathlib.html", pages)
     line = refused("run", "smoke", f"data.pages.path={pages}", "--run-dir", tmp_path / "run")
     assert "1 documents are left of a domain: it needs 2" in line
-    assert whole_stages(tmp_path / "run") == {"data"}
+    assert whole_stages(tmp_path / "run") == set()
 
 
 @pytest.mark.parametrize(
@@ -246,3 +246,14 @@ def test_a_disk_that_fills_while_pages_are_rendered(small_disk: Path, refused: R
     line = refused("run", "smoke", "--run-dir", small_disk / "run", "--until", "data")
     assert "disk is full" in line
     assert not (small_disk / "run" / "data" / "pages").exists()
+
+
+def test_a_gate_that_is_not_reached(copy: Path, refused: Refused, call: Call) -> None:
+    """One more round, which is remembered, then a clear end; the same again when it is asked again."""
+    gate = ("sft.gate.min_pass1_sampled=1.0", "sft.gate.extra_steps=2", "sft.gate.rounds=1")
+    command = ("run", "smoke", *gate, "--run-dir", copy, "--until", "sft", "--quiet")
+    told = refused(*command)
+    assert "after 18 steps, the gate sft.gate.min_pass1_sampled=1.0 is not reached" in told
+    assert not (copy / "sft" / "done.json").exists()
+    assert len(json.loads((copy / "sft" / "gate.json").read_text())) == 1
+    assert refused(*command) == told

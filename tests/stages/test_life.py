@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sekkei.cli import main
 from sekkei.core import atomic, runlog
 from sekkei.recipes.recipe import load
 
@@ -67,6 +68,23 @@ def test_killed_three_times_it_ends_the_same(smoke_run: Path, tmp_path: Path) ->
     assert start(folder).wait() == 0, (folder.parent / "output.txt").read_text()
     assert_equal_runs(smoke_run, folder)
     assert [*folder.rglob("*.tmp"), *folder.rglob("*.old")] == []
+
+
+def test_asked_to_stop_it_saves_the_step_and_goes_on_from_there(smoke_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "smoke"
+    process = start(folder)
+    wait_for(process, folder, "pretrain.general", 3)
+    process.terminate()
+    assert process.wait() == 130
+    shown = (tmp_path / "output.txt").read_text()
+    assert "stopping after this step" in shown
+    assert shown.splitlines()[-1] == "interrupted: the same command goes on from a run's last checkpoint"
+    last = max(r["step"] for r in runlog.read(folder / "metrics.jsonl"))
+    saved = sorted(path.name for path in (folder / "pretrain.general" / "checkpoints").iterdir())
+    assert saved[-1] == f"step-{last:06d}"
+    assert main(["run", "smoke", "--quiet", "--run-dir", str(folder), "--until", "pretrain.general"]) == 0
+    weights = [atomic.sha256(f / "pretrain.general" / "model" / "tensors.safetensors") for f in (smoke_run, folder)]
+    assert weights[0] == weights[1]
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:

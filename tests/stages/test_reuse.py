@@ -66,14 +66,16 @@ def test_a_changed_key_redoes_what_depends_on_it(copy: Path, call: Call, refused
     before = results(copy)["digests"]
     assert redone(copy, call, "dpo.beta=0.2", "--until", "eval.sft") == set()
     kept = results(copy)
-    assert {name.split("/")[0] for name in kept["digests"]} == set(ALL) - DPO_AND_AFTER, "figures of another recipe"
+    assert {name.split("/")[0] for name in kept["digests"]} == {"recipe", *ALL} - DPO_AND_AFTER, (
+        "figures of another recipe"
+    )
     assert not [name for name in kept["figures"] if name.startswith(("dpo.", "reasoning.dpo.", "reasoning.grpo."))]
     line = refused("run", "smoke", "--run-dir", copy, "dpo.beta=0.2", "--only", "eval.dpo")
     assert "eval.dpo reads the stage dpo, made by another recipe" in line
     assert redone(copy, call, "dpo.beta=0.2") == DPO_AND_AFTER
     after = results(copy)["digests"]
     assert {name for name in before if after[name] != before[name]} >= {"dpo/model", "grpo/model"}
-    assert {name.split("/")[0] for name in before if after[name] != before[name]} <= DPO_AND_AFTER
+    assert {name.split("/")[0] for name in before if after[name] != before[name]} <= {"recipe", *DPO_AND_AFTER}
 
 
 def test_from_redoes_a_stage_and_all_after_it(copy: Path, call: Call) -> None:

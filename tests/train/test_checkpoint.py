@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,10 @@ WEIGHTS = {
     "policy/half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
     "transposed": torch.arange(6).view(2, 3).T,
 }
+
+
+def pieces(tensors: dict[str, torch.Tensor]) -> list[tuple[str, Callable[[], torch.Tensor]]]:
+    return [(name, lambda tensor=tensor: tensor) for name, tensor in tensors.items()]  # type: ignore[misc]
 
 
 def steps(folder: Path) -> list[str]:
@@ -112,7 +117,7 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
         6: (0.5, ["step-000006"]),
     }
     for step, (watched, names) in expected.items():
-        kept.save(step, WEIGHTS, {"tokens": 10 * step}, watched)
+        kept.save(step, pieces(WEIGHTS), {"tokens": 10 * step}, watched)
         assert steps(tmp_path) == names
     assert (kept.best_step, kept.best_value) == (6, 0.5)
 
@@ -120,20 +125,20 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
 def test_two_of_the_newest_stay(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path, keep_last=2)
     for step in (998, 999, 1000, 1001):
-        kept.save(step, WEIGHTS, {}, None)
+        kept.save(step, pieces(WEIGHTS), {}, None)
     assert steps(tmp_path) == ["step-001000", "step-001001"]
 
 
 def test_the_best_is_remembered_by_a_later_process(tmp_path: Path) -> None:
     first = Checkpoints(tmp_path, keep_last=1)
-    first.save(1, WEIGHTS, {"tokens": 5}, 1.0)
-    first.save(2, WEIGHTS, {"tokens": 6}, 2.0)
+    first.save(1, pieces(WEIGHTS), {"tokens": 5}, 1.0)
+    first.save(2, pieces(WEIGHTS), {"tokens": 6}, 2.0)
     second = Checkpoints(tmp_path, keep_last=1)
     found = second.load()
     assert found is not None
     step, tensors, state = found
     assert (step, state["tokens"], set(tensors)) == (2, 6, set(WEIGHTS))
-    second.save(3, WEIGHTS, {}, 1.5)
+    second.save(3, pieces(WEIGHTS), {}, 1.5)
     assert steps(tmp_path) == ["step-000001", "step-000003"]
 
 
@@ -143,7 +148,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_left_is_not_a_checkpoint(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path)
-    kept.save(1, WEIGHTS, {}, None)
+    kept.save(1, pieces(WEIGHTS), {}, None)
     (tmp_path / ".step-000002.99.tmp").mkdir()
     found = kept.load()
     assert found is not None

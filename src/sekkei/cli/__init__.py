@@ -5,7 +5,8 @@
 How to add a verb: write `sekkei/cli/<verb>.py` with one public function named `command`, whose
 parameters carry typer annotations (`Annotated[str, typer.Argument(help=…)]`) and whose docstring is
 the help text, examples included (a block that must keep its line breaks starts with a `\\b` line).
-Then add a line to `VERBS`. The function returns None or an exit code, and raises `UserError` for
+Then add a line to `VERBS`. A verb of several actions (`sekkei judge winrate …`) has instead of `command` a table
+`COMMANDS`, action -> function, of at least two. The function returns None or an exit code, and raises `UserError` for
 whatever its user can mend; it never prints an error itself.
 
 Exit codes: 0 done, 1 the verb says so, 2 a `UserError` or a wrong option, printed as one
@@ -25,13 +26,28 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sekkei.core.errors import UserError
+from sekkei.core.signals import interrupt_on_sigterm
 
 # verb -> (module with `command`, one line of help), in the order of a first session
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("sekkei.cli.run", "bring a recipe to life: from raw pages to a chatting, reasoning model"),
     "chat": ("sekkei.cli.chat", "talk to the newest model of a run"),
+    "serve": ("sekkei.cli.serve", "answer over HTTP as OpenAI's API does, with a chat page"),
+    "export": ("sekkei.cli.export", "write a model where transformers, vLLM or llama.cpp open it"),
+    "import": ("sekkei.cli.import_", "take in a Hugging Face checkpoint (dense Llama 3, Qwen 3)"),
     "report": ("sekkei.cli.report", "draw a run's report.html again"),
     "schema": ("sekkei.cli.schema", "print the JSON Schema of recipes, for editors"),
+    "prove": ("sekkei.cli.prove", "show that every parallel layout computes what one process computes"),
+    "plan": ("sekkei.cli.plan", "price every parallel layout of a model on a cluster, and say which fit"),
+    "launch": ("sekkei.cli.launch", "write the script that starts a recipe on several machines: Slurm, Kubernetes"),
+    "picture": ("sekkei.cli.picture", "draw parallel training as measured: schedules, a ZeRO-3 step, ZeRO's bytes"),
+    "data": ("sekkei.cli.data", "clean a folder of real pages, prove and show what was kept and why"),
+    "tokenizer": ("sekkei.cli.tokenizer", "train a tokenizer, and compare tokenizers in bytes per token"),
+    "judge": ("sekkei.cli.judge", "compare models from judgements: win rates, rankings, the judge's own biases"),
+    "rag": ("sekkei.cli.rag", "make a folder of documents searchable, search it, measure how well that works"),
+    "ask": ("sekkei.cli.ask", "answer a question from such documents, with citations that are checked"),
+    "solve": ("sekkei.cli.solve", "reason about one question: chains of thought, votes, Tree of Thoughts, drawn"),
+    "agent": ("sekkei.cli.agent", "let a model work on a task with tools: calculator, sandboxed Python, files, search"),
     "doctor": ("sekkei.cli.doctor", "show this machine, and which optional parts are missing"),
 }
 
@@ -46,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Idle OpenMP threads sleep instead of spinning: beside other work on the same cores, spinning costs up to
     # 20x of the speed. It is read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    interrupt_on_sigterm()
     if os.environ.get("TORCH_LOGS") == "":
         del os.environ["TORCH_LOGS"]  # `import torch` crashes on a variable that is set but empty
     try:
@@ -93,14 +110,26 @@ def _call(verb: str, arguments: list[str]) -> int:
     import typer
     import typer.main
 
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command()(_shielded(importlib.import_module(VERBS[verb][0]).command))
+    module = importlib.import_module(VERBS[verb][0])
+    actions = getattr(module, "COMMANDS", None)
+    app = typer.Typer(
+        add_completion=False, rich_markup_mode=None, help=_actions_help(verb, actions) if actions else None
+    )
+    for name, function in (actions or {None: module.command}).items():
+        app.command(name)(_shielded(function))
     usage_error: Any = typer.BadParameter.__base__  # typer has its own click, or uses click's, by version
     try:
         result = typer.main.get_command(app).main(arguments, prog_name=f"sekkei {verb}", standalone_mode=False)
     except usage_error as error:
         raise UserError(f"{error.format_message().rstrip('.')}; see sekkei {verb} --help") from None
     return int(result or 0)
+
+
+def _actions_help(verb: str, actions: dict[str, Callable[..., int | None]]) -> str:
+    """The help of a verb of several actions: its line, and the examples of all of them."""
+    lines = [line.strip() for function in actions.values() for line in (function.__doc__ or "").splitlines()]
+    examples = [f"  {line}" for line in lines if line.startswith(f"sekkei {verb} ")]
+    return "\n".join([f"{VERBS[verb][1].capitalize()}.", "", "\b", "Examples:", *examples])
 
 
 def _shielded(command: Callable[..., int | None]) -> Callable[..., int | None]:

@@ -1,7 +1,8 @@
-"""`sekkei chat RUN_DIR`: talk to the newest model of a run, in a terminal or through a pipe.
+"""`sekkei chat FOLDER`: talk to the newest model of a run, or to a Hugging Face folder, in a terminal or a pipe.
 
 Replies go to standard output, everything else (the greeting, notes, the prompt sign) to standard error, so
-`echo "Who are you?" | sekkei chat runs/laptop` prints the answer alone. Thinking is shown dim on a terminal
+`echo "Who are you?" | sekkei chat runs/laptop` prints the answer alone. In a pipe every line is a conversation of its
+own, so a file of questions gets answers that do not depend on their order. Thinking is shown dim on a terminal
 and in brackets elsewhere. Earlier turns that no longer fit the context are left out, with a note; what the
 model thought in them is never shown to it again. A model that was only pretrained knows no turns: it
 continues what is typed.
@@ -24,7 +25,7 @@ import typer
 from sekkei.core.errors import UserError
 from sekkei.core.seed import derive_seed
 
-ALIGNED = ("grpo", "dpo", "sft")  # newest first; pretraining stages come after them
+SMALL = 50e6  # parameters; below that a run's model is one that learned on a laptop
 HELP = """/reset          forget the conversation
 /system TEXT    give a system message (and forget the conversation); no TEXT takes it back
 /think on|off   let the model think first, or not
@@ -34,64 +35,49 @@ A line that ends with \\ goes on in the next one. Ctrl-C stops a reply."""
 
 
 def command(
-    run_dir: Annotated[Path, typer.Argument(help="folder of a run, as runs/laptop")],
+    folder: Annotated[Path, typer.Argument(help="folder of a run, as runs/laptop, or a Hugging Face folder")],
     stage: Annotated[str | None, typer.Option(help="whose model: grpo, dpo, sft, pretrain.… [default: newest]")] = None,
     temperature: Annotated[float, typer.Option(help="0 = always the likeliest token; 1 = as trained")] = 0.0,
     max_tokens: Annotated[int, typer.Option(help="most tokens of a reply, thinking included")] = 200,
     no_thinking: Annotated[bool, typer.Option("--no-thinking", help="start with thinking switched off")] = False,
+    dtype: Annotated[str, typer.Option(help="of the weights: float32 or bfloat16")] = "float32",
 ) -> None:
-    """Talk to the model of a run; /help lists what else can be typed.
+    """Talk to a model; /help lists what else can be typed.
 
     \b
     Examples:
       sekkei chat runs/laptop
       sekkei chat runs/laptop --stage sft --temperature 0.7
+      sekkei chat ./Llama-3.2-1B-Instruct --dtype bfloat16
       echo "start at 7, add 3, times 4, modulo 23" | sekkei chat runs/laptop
     """
-    chosen = choose_stage(run_dir, stage)
     from sekkei.engine.engine import Engine
     from sekkei.engine.request import Sampling
-    from sekkei.stages.model_artifact import load_model
-    from sekkei.text.tokenizer import Tokenizer
+    from sekkei.serve.opened import open_model
 
-    tokenizer = Tokenizer.load(run_dir / "tokenizer")
-    model = load_model(run_dir / chosen / "model")
-    if max_tokens >= model.config.max_context:
-        raise UserError(f"--max-tokens={max_tokens} must be below the model's context of {model.config.max_context}")
-    sampling = Sampling(temperature=temperature, max_tokens=max_tokens, stop_tokens=(tokenizer.end_id,))
-    talk = Conversation(Engine(model), tokenizer, sampling, base=chosen not in ALIGNED, thinking=not no_thinking)
-    size = sum(parameter.numel() for parameter in model.parameters())
-    what = "continues text and knows no turns" if talk.base else "likes short everyday turns and chain arithmetic"
-    _note(f"{chosen} of {run_dir}: a tiny model of {size / 1e6:.2g}M parameters; it {what}. /help for help.")
+    opened = open_model(folder, stage, dtype=dtype)
+    if max_tokens >= opened.model.config.max_context:
+        room = opened.model.config.max_context
+        raise UserError(f"--max-tokens={max_tokens} must be below the model's context of {room}")
+    sampling = Sampling(temperature=temperature, max_tokens=max_tokens, stop_tokens=opened.words.stop_tokens)
+    piped = not sys.stdin.isatty()
+    talk = Conversation(Engine(opened.model), opened.words, sampling, thinking=not no_thinking, fresh=piped)
+    _note(greeting(opened, folder))
     converse(talk, sys.stdin, sys.stdout)
 
 
-def choose_stage(run_dir: Path, wanted: str | None = None) -> str:
-    """The stage whose model to load: `wanted`, or the newest finished one.
-
-    Raises:
-        UserError: no run there, no finished model, or `wanted` is not one of them.
-    """
-    from sekkei.core.config import read_yaml
-
-    recipe = run_dir / "recipe.yaml"
-    if not recipe.is_file():
-        raise UserError(f"{run_dir}: holds no run (recipe.yaml is missing); sekkei run writes one")
-    pretrained = [f"pretrain.{key}" for key in reversed(list(read_yaml(recipe).get("pretrain") or {}))]
-    finished = [
-        name
-        for name in (*ALIGNED, *pretrained)
-        if (run_dir / name / "done.json").is_file() and (run_dir / name / "model").is_dir()
-    ]
-    if not finished:
-        raise UserError(
-            f"{run_dir}: no stage has finished a model yet; go on with sekkei run {recipe} --run-dir {run_dir}"
-        )
-    if wanted is None:
-        return finished[0]
-    if wanted not in finished:
-        raise UserError(f"--stage={wanted}: {run_dir} has no finished model of it; it has {', '.join(finished)}")
-    return wanted
+def greeting(opened: Any, folder: Path) -> str:
+    """What is talked to, and what may be expected of it."""
+    size = sum(parameter.numel() for parameter in opened.model.parameters())
+    tiny = size < SMALL and opened.stage is not None
+    if not opened.words.chats:
+        what = "it continues text and knows no turns"
+    elif tiny:
+        what = "it likes short everyday turns and chain arithmetic"
+    else:
+        what = f"its context holds {opened.model.config.max_context} tokens"
+    name = f"{opened.stage} of {folder}" if opened.stage is not None else str(folder)
+    return f"{name}: a {'tiny ' if tiny else ''}model of {size / 1e6:.2g}M parameters; {what}. /help for help."
 
 
 @dataclass
@@ -99,18 +85,23 @@ class Conversation:
     """What was said so far, and how the model is asked to go on.
 
     Args:
-        engine: with the model. tokenizer: of the same run. sampling: of every reply.
-        base: the model continues text instead of answering. thinking: may it think first.
+        engine: with the model. words: of the same model. sampling: of every reply.
+        thinking: may it think first. fresh: every message begins a new conversation.
     """
 
     engine: Any
-    tokenizer: Any
+    words: Any
     sampling: Any
-    base: bool = False
     thinking: bool = True
+    fresh: bool = False
     system: str = ""
     turns: list[dict[str, str]] = field(default_factory=list)
     asked: int = 0
+
+    @property
+    def base(self) -> bool:
+        """The model continues text instead of answering."""
+        return not self.words.chats
 
     @property
     def room(self) -> int:
@@ -123,16 +114,13 @@ class Conversation:
         Raises:
             UserError: `text` alone does not fit the context.
         """
-        from sekkei.text.chat import encode_prompt
-
         if self.base:
-            ids = [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
-            return self._fitting(ids), 0
+            return self._fitting(self.words.plain(text)), 0
         head = [{"role": "system", "content": self.system}] if self.system else []
         dropped = 0
         while True:
             turns = [*self.turns[dropped:], {"role": "user", "content": text}]
-            ids = encode_prompt(self.tokenizer, [*head, *turns], self.thinking)
+            ids = self.words.chat([*head, *turns], thinking=self.thinking)
             if len(ids) <= self.room or dropped == len(self.turns):
                 return self._fitting(ids), dropped
             dropped += 2  # a question and its answer
@@ -156,7 +144,7 @@ class Conversation:
 
     def remember(self, text: str, reply: str, dropped: int) -> None:
         """Add a finished turn; a base model's are not turns."""
-        if not self.base:
+        if not self.base and not self.fresh:
             said = {"role": "assistant", "content": reply.strip()}
             self.turns = [*self.turns[dropped:], {"role": "user", "content": text}, said]
 
@@ -230,14 +218,19 @@ def obey(talk: Conversation, line: str) -> bool:
 
 def show(talk: Conversation, ids: Sequence[int], out: TextIO) -> str:
     """Stream a reply to `out`, thinking dim or in brackets; returns the visible text."""
-    from sekkei.text.tokenizer import END, THINK, THINK_END
+    from tokenizers import decoders
+
+    from sekkei.text.tokenizer import THINK, THINK_END
 
     dim, plain = ("\x1b[2m", "\x1b[0m") if out.isatty() and "NO_COLOR" not in os.environ else ("(", ")")
-    marks = re.compile(f"({re.escape(THINK)}|{re.escape(THINK_END)}|{re.escape(END)})")
+    marks = re.compile(f"({re.escape(THINK)}|{re.escape(THINK_END)})")
+    growing = decoders.DecodeStream(skip_special_tokens=False)
     visible: list[str] = []
     thinking = ended = False
     try:
-        for text in talk.tokenizer.decode_stream(talk.stream(ids)):
+        for token in talk.stream(ids):
+            ended = token in talk.sampling.stop_tokens
+            text = "" if ended else growing.step(talk.words.inner, token) or ""
             for piece in marks.split(text):  # a broken character is held back and comes with the next mark
                 if piece == THINK and not thinking:
                     thinking = True
@@ -245,8 +238,6 @@ def show(talk: Conversation, ids: Sequence[int], out: TextIO) -> str:
                 elif piece == THINK_END and thinking:
                     thinking = False
                     print(plain, file=out)
-                elif piece == END:
-                    ended = True
                 else:
                     print(piece, end="", file=out)
                     visible += [] if thinking else [piece]

@@ -19,6 +19,23 @@ import typer
 from sekkei.core import hardware
 from sekkei.core.hardware import GIB
 
+# extra of pyproject.toml, what it is for, and the packages that show that it is there
+EXTRAS = (
+    ("tensorboard", "live charts", ("tensorboard",)),
+    ("wandb", "live charts", ("wandb",)),
+    ("trackio", "live charts", ("trackio",)),
+    ("data", "sekkei data: WARC, mending encodings", ("fastwarc", "ftfy", "trafilatura", "zstandard")),
+    ("llm", "models behind an HTTP endpoint", ("httpx",)),
+    ("hub", "data sets of the Hugging Face hub", ("datasets",)),
+    ("rag", "sekkei rag, ask", ("lancedb", "httpx", "pypdf", "nbformat")),
+    ("qdrant", "an index in Qdrant", ("qdrant_client",)),
+    ("agent", "sekkei agent", ("mcp", "jsonschema", "httpx")),
+    ("eval", "mathematical equivalence of answers", ("math_verify",)),
+    ("judge", "sekkei judge", ("sklearn", "scipy", "httpx")),
+    ("serve", "sekkei serve", ("fastapi", "uvicorn", "prometheus_client", "llguidance")),
+    ("gguf", "export for llama.cpp", ("gguf",)),
+)
+
 
 class Part(NamedTuple):
     """Something that sekkei uses where it is present."""
@@ -52,7 +69,9 @@ def command(
     for name, value in facts.items():
         table.add_row(name, _words(value))
     console.print(table)
-    table = Table("optional part", "for", "", "add it with", box=box.SIMPLE)
+    table = Table(box=box.SIMPLE)
+    for title in ("optional part", "for", "", "add it with"):
+        table.add_column(title, no_wrap=title != "for")
     for part in parts:
         table.add_row(
             part.name, part.use, "present" if part.present else "missing", "" if part.present else part.remedy
@@ -85,8 +104,13 @@ def machine() -> dict[str, object]:
 def optional_parts() -> list[Part]:
     """Every optional part with its use, whether it is present, and the command that adds it."""
     return [
-        Part(name, "live charts", _installed(name), f"pip install 'sekkei[{name}]'")
-        for name in ("tensorboard", "wandb", "trackio")
+        Part(
+            extra,
+            use,
+            all(_installed(package) for package in packages),
+            f"pip install 'sekkei[{extra}]'",
+        )
+        for extra, use, packages in EXTRAS
     ]
 
 

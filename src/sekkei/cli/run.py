@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from sekkei.recipes.recipe import Recipe
 
 
 def command(
@@ -19,8 +22,12 @@ def command(
     begin: Annotated[str | None, typer.Option("--from", help="redo this stage and all after it")] = None,
     only: Annotated[str | None, typer.Option(help="run this stage alone; its inputs must be finished")] = None,
     force: Annotated[bool, typer.Option("--force", help="redo the selected stages even if they are finished")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress, only a line per stage")] = False,
-) -> None:
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="ranks on this machine [default: as many as the recipe's layout needs]")
+    ] = None,
+    restarts: Annotated[int, typer.Option(min=0, help="how often to start again after a rank has died")] = 3,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no bars, no samples: a line per stage")] = False,
+) -> int | None:
     """Run a recipe: data, tokenizer, pretraining, instruction tuning, alignment, evaluation, report.
 
     A finished stage is reused while nothing that it depends on has changed; a run that was cut off goes
@@ -34,6 +41,8 @@ def command(
       sekkei run laptop pretrain.general.steps=100 model.num_layers=6 --run-dir runs/small
       sekkei run my-recipe.yaml --until sft
       sekkei run laptop --from grpo
+      sekkei run laptop layout.dp=2 layout.zero=2                   (two ranks on this machine)
+      torchrun --nproc-per-node 8 -m sekkei run big.yaml            (ranks that torchrun has started)
     """
     from sekkei.recipes.recipe import load
 
@@ -45,8 +54,28 @@ def command(
 
         check_selection([stage.name for stage in stages_of(loaded)], until, begin, only)
         print(plan(loaded))
-        return
+        return None
+    from sekkei.core import dist
     from sekkei.core.progress import Console
     from sekkei.stages.life import Selection, live
 
+    if not dist.launched() and (nproc or loaded.layout.world) > 1:
+        return _launch(loaded, nproc or loaded.layout.world, restarts)
     live(loaded, run_dir or Path("runs") / loaded.name, Selection(until, begin, only, force), Console(quiet))
+    return None
+
+
+def _launch(recipe: Recipe, nproc: int, restarts: int) -> int:
+    """Check before any process starts, then start them with this command line."""
+    import sys
+
+    from sekkei.core import hardware, launch
+    from sekkei.core.errors import UserError
+
+    recipe.layout.check(recipe.model, nproc)
+    if hardware.best_device().type == "cuda":
+        import torch
+
+        if nproc > torch.cuda.device_count():
+            raise UserError(f"--nproc={nproc}: this machine has {torch.cuda.device_count()} GPUs")
+    return launch.run_ranks(sys.argv[1:], nproc, restarts)

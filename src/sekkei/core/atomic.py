@@ -67,18 +67,23 @@ def new_folder(path: Path) -> Iterator[Path]:
         aside.mkdir(parents=True)
         try:
             yield aside
-            for file in aside.rglob("*"):
-                if file.is_file():
-                    _sync_file(file)
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            if path.exists():
-                os.replace(path, old)
-            os.replace(aside, path)
-            _sync_folder(path.parent)
-            shutil.rmtree(old, ignore_errors=True)
+            rename_folder(aside, path)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
+
+
+def rename_folder(aside: Path, path: Path) -> None:
+    """Let a finished folder become `path`, flushed to the disk, replacing what stood there."""
+    for file in aside.rglob("*"):
+        if file.is_file():
+            sync_file(file)
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if path.exists():
+        os.replace(path, old)
+    os.replace(aside, path)
+    _sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
@@ -108,7 +113,7 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def _sync_file(path: Path) -> None:
+def sync_file(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -118,4 +123,4 @@ def _sync_file(path: Path) -> None:
 
 def _sync_folder(path: Path) -> None:
     if os.name == "posix":
-        _sync_file(path)
+        sync_file(path)

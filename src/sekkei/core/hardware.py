@@ -82,7 +82,7 @@ def cores() -> int:
 
 
 def threads() -> int:
-    """Threads that one torch operation uses. Part of a stage's key: sums are split by thread."""
+    """Threads that one torch operation uses; sums are split by thread, so the last bits depend on it."""
     import torch
 
     return torch.get_num_threads()
@@ -96,6 +96,20 @@ def has_amx_bf16() -> bool:
 def has_avx512_bf16() -> bool:
     """Whether the processor has AVX-512 dot products of bf16 (Cooper Lake, Zen 4 and later)."""
     return "avx512_bf16" in _cpu_flags()
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """The dtype that matrix products are fast in: bfloat16 where the device has units for it, else float32.
+
+    A GPU since Ampere (compute capability 8) has them, and a CPU with AMX or AVX-512 bf16. A CPU without them
+    is not merely slow: torch then multiplies bf16 element by element, 100 times slower than float32
+    (measured on an AVX2 machine: 1.3 against 130 GFLOP/s).
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
+    return torch.bfloat16 if has_amx_bf16() or has_avx512_bf16() else torch.float32
 
 
 def memory() -> Memory:
@@ -177,6 +191,29 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> Peak:
     return Peak(measure_matmul_flops(dtype, device), f"measured {str(dtype).removeprefix('torch.')} matmul")
 
 
+def best_device() -> torch.device:
+    """The first GPU, or the CPU where there is none."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def loopback() -> str:
+    """The name of the network interface on which processes of this machine talk to each other."""
+    import socket
+
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in names if name.startswith("lo")), names[0])
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, before its time is read."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def dense_bf16_flops(name: str) -> float | None:
     """The data sheet's dense bf16 FLOP/s of the GPU called `name`, None if it is not in the table."""
     words = frozenset(name.replace("-", " ").split())
@@ -201,8 +238,7 @@ def measure_matmul_flops(dtype: torch.dtype, device: torch.device | None = None,
     while runs < 3 or time.perf_counter() - start < seconds:  # the first two also load the kernel
         before = time.perf_counter()
         torch.mm(left, left, out=out)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - before)
         runs += 1
     return 2.0 * n**3 / best

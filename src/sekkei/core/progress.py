@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 SECONDS_BETWEEN_LINES = 10.0
+WINDOW = 30  # updates that the time left is estimated from
 
 
 class Bar(Protocol):
@@ -26,15 +28,16 @@ class Bar(Protocol):
 
 
 class Console:
-    """Prints for people. `quiet` prints nothing but what `say` is told to."""
+    """Prints for people. `quiet` prints nothing but what `say` is told to, `silent` nothing at all."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self.live = sys.stderr.isatty() and not quiet
+    def __init__(self, quiet: bool = False, silent: bool = False) -> None:
+        self.quiet, self.silent = quiet or silent, silent
+        self.live = sys.stderr.isatty() and not self.quiet
 
     def say(self, text: str = "") -> None:
         """One line above the bar."""
-        print(text, file=sys.stderr, flush=True)
+        if not self.silent:
+            print(text, file=sys.stderr, flush=True)
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Bar]:
@@ -68,15 +71,16 @@ class _Rich:
 class _Lines:
     def __init__(self, title: str, total: int, quiet: bool) -> None:
         self.title, self.total, self.quiet = title, total, quiet
-        self.started = self.printed = time.monotonic()
-        self.first: int | None = None  # done at the first update: a resumed job does not begin at 0
+        self.printed = time.monotonic()
+        self.recent: deque[tuple[int, float]] = deque(maxlen=WINDOW)  # (done, when): the pace changes within a job
 
     def update(self, done: int, text: str = "") -> None:
         now = time.monotonic()
-        self.first = done - 1 if self.first is None else self.first
+        self.recent.append((done, now))
         if self.quiet or now - self.printed < SECONDS_BETWEEN_LINES:
             return
         self.printed = now
-        left = (now - self.started) / max(done - self.first, 1) * max(self.total - done, 0)
-        of, eta = (f"/{self.total}", f"  eta {left / 60:.1f}m") if self.total else ("", "")
+        (first, began), left = self.recent[0], self.total - done
+        eta = f"  eta {(now - began) / (done - first) * left / 60:.1f}m" if done > first and left > 0 else ""
+        of = f"/{self.total}" if self.total else ""
         print(f"{self.title}  step {done}{of}  {text}{eta}", file=sys.stderr, flush=True)

@@ -91,6 +91,16 @@ class RunLog:
             write_bytes(self.path, b"".join(line + b"\n" for line in kept))
 
 
+class SilentLog(RunLog):
+    """Of a rank that is not the first: writes nothing."""
+
+    def write(self, record: Mapping[str, Any]) -> None: ...
+
+    def truncate(self, stage: str, step: int) -> None: ...
+
+    def drop(self, stage: str) -> None: ...
+
+
 def read(path: Path) -> list[Record]:
     """All whole lines of a `metrics.jsonl`; a torn last line is skipped, a missing file is empty.
 

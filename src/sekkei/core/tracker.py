@@ -16,6 +16,7 @@ model files: those are in the report and in the run's folder.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -56,6 +57,16 @@ def open_tracker(kind: str, folder: Path, run_name: str, config: Mapping[str, An
     if kind not in openers:
         raise ConfigError("tracker", f"got {kind!r}, must be one of {', '.join(openers)}")
     return openers[kind]()
+
+
+def check_installed(kind: str) -> None:
+    """Before anything runs: the tracker's library can be found.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if kind != "none" and importlib.util.find_spec(kind) is None:
+        raise ConfigError("tracker", f"{kind} is not installed; pip install 'sekkei[{kind}]', or set tracker=none")
 
 
 def figures_of(record: Record) -> dict[str, float]:

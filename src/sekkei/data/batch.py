@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 IGNORED = -100
+EMPTY = {"ids": 0, "labels": IGNORED, "mask": 0, "positions": 0, "segments": -1}
+"""What stands where there is no token."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
-"""The text that a model reads before it is taught anything: five domains, each split into train and held out.
+"""The text that a model reads before it is taught anything: six domains, each split into train and held out.
 
     docs      cleaned pages                      (pages.py -> text/clean.py)
     code      source of the standard library     (code.py)
     math      generated problems with solutions  (tasks/maths.py)
     patterns  symbol mappings, learnable only from context (tasks/patterns.py)
+    recitals  passages of the training side of docs and code, said again (recitals.py)
     chains    solved chain arithmetic in the think format, without roles, and its tables (tasks/chain.py)
 
 Documents fall on one side of the split by a hash of their id. Generated chains of the held-out side of
@@ -26,7 +27,7 @@ from sekkei.data.tasks.patterns import PatternConfig
 from sekkei.text.clean import CleanConfig
 from sekkei.text.document import Document
 
-DOMAINS = ("docs", "code", "math", "patterns", "chains")
+DOMAINS = ("docs", "code", "math", "patterns", "recitals", "chains")
 TABLE_SHARE, TABLE_FACTS = 0.3, 32  # tables are five times as long: two thirds of the domain's tokens
 TRUSTED = frozenset({"chains"})  # domains whose special tokens are special
 
@@ -37,10 +38,11 @@ class GeneratedConfig:
 
     math: int = 20_000
     patterns: int = 10_000
+    recitals: int = 15_000
     chains: int = 30_000
 
     def __post_init__(self) -> None:
-        for key in ("math", "patterns", "chains"):
+        for key in ("math", "patterns", "recitals", "chains"):
             if getattr(self, key) < 10:
                 raise ConfigError(key, f"got {getattr(self, key)}, must be >= 10: one in some dozens is held out")
 

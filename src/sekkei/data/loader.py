@@ -1,7 +1,8 @@
 """Which tokens stand in global row r: a pure function of (seed, r), so nothing needs to be replayed.
 
 1. Which domain: row r falls at frac(r·φ + seed's offset) on [0, 1), cut by the mixture's ratios. Multiples of
-   the golden ratio fill the interval evenly, so every stretch of rows holds the mixture.
+   the golden ratio fill the interval evenly, so every stretch of rows holds the mixture. The first rows may have
+   ratios of their own (the opening).
 2. Which row of the domain: the k-th row of that domain over the run. A domain's documents are cut into
    pieces of at most one context, shuffled anew for each epoch, and packed window by window (best-fit
    decreasing inside a window of pieces), so a row holds whole pieces that do not see each other.
@@ -77,6 +78,7 @@ class MixtureLoader:
         shards: by domain. mixture: domain -> share of rows, summing to 1. context: tokens per row.
         total_rows: rows that the whole stage will read.
         token_bytes: bytes of text per id; batches carry `extra["bytes"]` [B, T] for bits per byte.
+        opening: the mixture of the first `opening_rows` rows.
         key: recipe path of the mixture, for errors.
     Raises:
         ConfigError: a domain has no text, or the shares do not sum to 1.
@@ -91,13 +93,15 @@ class MixtureLoader:
         seed: int,
         token_bytes: Sequence[int],
         key: str = "mixture",
+        opening: Mapping[str, float] | None = None,
+        opening_rows: int = 0,
     ) -> None:
         check_mixture(mixture, key)
         self.context = context
         self.token_bytes = np.asarray(token_bytes, np.float32)
-        used = {name: share for name, share in mixture.items() if share > 0}
-        self.domains = []
-        for name in used:
+        parts = [(opening_rows, opening or mixture), (total_rows - opening_rows, mixture)]
+        self.domains: list[DomainRows] = []
+        for name in dict.fromkeys(name for _, part in parts for name, share in part.items() if share > 0):
             if name not in shards or not len(shards[name]):
                 raise ConfigError(f"{key}.{name}", f"no such text; domains here: {', '.join(sorted(shards))}")
             rows = DomainRows(shards[name], name, context, seed)
@@ -106,8 +110,9 @@ class MixtureLoader:
             self.domains.append(rows)
         offset = derive_seed("mixture", seed) / 2**63
         place = (np.arange(total_rows) * GOLDEN + offset) % 1.0
-        bounds = np.cumsum(list(used.values()))[:-1]
-        self.choice = np.searchsorted(bounds, place, side="right")
+        shares = np.array([[part.get(domain.name, 0.0) for domain in self.domains] for _, part in parts])
+        bounds = np.repeat(np.cumsum(shares, axis=1)[:, :-1], [count for count, _ in parts], axis=0)
+        self.choice = (place[:, None] >= bounds).sum(axis=1)  # which domain each row is of
         self.within = np.zeros(total_rows, np.int64)
         for domain in range(len(self.domains)):
             here = self.choice == domain

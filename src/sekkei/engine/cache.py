@@ -1,130 +1,263 @@
-"""Keys and values of the rows being generated, kept so that each new token costs one token's work.
+"""Keys and values in blocks, and attention that reads them where they lie.
 
-    keys, values   [layers, rows, K, tokens, H], one row per sample in flight
+    keys, values   [layers, blocks, K, size, H]          table[row] = the row's blocks, in order
 
-                   0 . . . . . . . length        tokens
-    row 0          p p p p g g g g _ _ _ _ _ _ _ |       p: prompt, copied from one shared prefill
-    row 1          p p g g g _ _ _ _ _ _ _ _ _ _ |       g: generated, written one per step at `length`
-                                  └ width: the longest row; attention reads [0, width) and masks the rest
+    row 0   5 0 7        block 5: 32 tokens  ─┐
+    row 1   5 1          block 5 is shared:   └── read once for both rows
 
-The storage grows along `tokens` in steps of 64 (old content is copied). Decode attention is explicit
-matmuls, softmax in float32: for one query per row it is 1.1-1.3x faster than the fused op in float32 and
-1.2-1.8x in bf16 (CPU, 256 rows, head width 32). It does not handle pages or sharing of a prompt's storage
-between rows; each row holds its own copy.
+One new token per row (decode) meets every block once: the queries of all rows that hold a block are stacked and
+multiplied with it in place, then each row joins its blocks' results by their maxima,
 
-Shapes: `R` rows, `K` key/value heads, `T` tokens, `H` head width.
+    o_b = e^(s_b - m_b) V_b,  l_b = Σ e^(s_b - m_b)      o = Σ_b e^(m_b - m) o_b / Σ_b e^(m_b - m) l_b
+
+(the merge of FlashAttention, Dao et al. 2022; sharing of a prefix's reads as in Hydragen, Juravsky et al. 2024).
+No keys are gathered into a padded copy, which on a CPU costs 2-20x the attention itself, and a row reads its own
+length, not the longest one's. Prompts (prefill) attend in right-padded groups of like length; one that begins at 0
+uses its own keys, one that goes on after a shared or earlier part gathers that part.
+
+It runs on CPU and CUDA by the same calls; it was measured on CPU only, and has no CUDA graph or fused kernel. It
+does not handle quantised keys, or tensor-parallel heads.
+
+Shapes: `R` rows, `N` query heads, `K` key/value heads, `G` = N / K, `H` head width, `T` tokens of the pass.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from sekkei.model.attention import DenseAttend, explicit_attention
+from sekkei.engine.scheduler import Piece
+from sekkei.model.attention import DenseAttend
 
-GROWTH = 64  # tokens added at a time, at least
+SPARE = 1.5  # a run of blocks is read whole if it holds at most this many times the blocks that are wanted
+LOG_HOLDERS = 3  # blocks held by 1, 2-8, 9-64, 65-512 … rows are each one matmul, padded to their class's most
+ALIKE = 0.7  # prompts are padded to one length if the shorter has at least this share of the longer
 
 
-class KVCache:
-    """Storage for up to `rows` rows; allocated at the first `reserve`.
+class BlockStore:
+    """The tensors, made at the first use with the head shape, dtype and device of what is stored.
 
-    Args:
-        layers: number of layers. rows: most rows in flight.
+    Memory is zeroed (an unwritten value times weight 0 must be 0) and, on CPUs, only taken from the machine once a
+    block is written.
     """
 
-    def __init__(self, layers: int, rows: int) -> None:
-        self.layers, self.rows = layers, rows
+    def __init__(self, layers: int, blocks: int, size: int) -> None:
+        self.layers, self.blocks, self.size = layers, blocks, size
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
-    @property
-    def tokens(self) -> int:
-        """Tokens per row that the storage holds now."""
-        return 0 if self.keys is None else self.keys.shape[3]
-
-    def reserve(self, tokens: int, like: Tensor) -> None:
-        """Make room for `tokens` tokens per row, of the head shape, dtype and device of `like` [..., K, T, H]."""
-        if tokens <= self.tokens:
-            return
-        tokens = -(-tokens // GROWTH) * GROWTH
-        shape = (self.layers, self.rows, like.shape[-3], tokens, like.shape[-1])
-        keys, values = like.new_zeros(shape), like.new_zeros(shape)
-        if self.keys is not None and self.values is not None:
-            keys[:, :, :, : self.tokens] = self.keys
-            values[:, :, :, : self.tokens] = self.values
-        self.keys, self.values = keys, values
-
-    def place(self, rows: Tensor, prompt: Prompts, index: Tensor) -> None:
-        """Copy the prefilled prompts `index` [n] into `rows` [n]; a prompt may go to several rows."""
-        width = prompt.keys[0].shape[2]
-        self.reserve(width + 1, prompt.keys[0])
-        keys, values = self._storage()
-        for layer in range(self.layers):
-            keys[layer, rows, :, :width] = prompt.keys[layer][index]
-            values[layer, rows, :, :width] = prompt.values[layer][index]
-
-    def move(self, source: Tensor, target: Tensor, width: int) -> None:
-        """Copy the first `width` tokens of rows `source` [n] over rows `target` [n]; the two do not overlap."""
-        keys, values = self._storage()
-        keys[:, target, :, :width] = keys[:, source, :, :width]
-        values[:, target, :, :width] = values[:, source, :, :width]
-
-    def decode(self, lengths: Tensor, width: int) -> DecodeAttend:
-        """Attention for one new token in each of the first R rows.
-
-        Args:
-            lengths: [R] int64, tokens that each row holds before this one.
-            width: max(lengths) + 1.
-        """
-        self.reserve(width, self._storage()[0])
-        return DecodeAttend(*self._storage(), lengths, width)
-
-    def _storage(self) -> tuple[Tensor, Tensor]:
+    def layer(self, index: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [blocks, K, size, H] of one layer; `like`: [1, K, T, H]."""
         if self.keys is None or self.values is None:
-            raise RuntimeError("the cache is empty: place a prompt first")
-        return self.keys, self.values
+            shape = (self.layers, self.blocks, like.shape[1], self.size, like.shape[3])
+            self.keys, self.values = _zeros(shape, like), _zeros(shape, like)
+        return self.keys[index], self.values[index]
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks (from, to) in all layers; every source is read before a target is written."""
+        if not pairs or self.keys is None or self.values is None:
+            return
+        source, target = torch.tensor(pairs, device=self.keys.device).T
+        self.keys[:, target] = self.keys[:, source]
+        self.values[:, target] = self.values[:, source]
+
+    def clear(self) -> None:
+        """Forget the contents, as after a pass that left numbers that are not finite."""
+        self.keys = self.values = None
 
 
-class Prompts:
-    """Attention for right-padded prompts that keeps every layer's keys and values.
+class PassAttend:
+    """Attention of one forward pass over flat tokens: `decodes` first, then the tokens of each of `prefills`.
 
-    Padding stands to the right, so under the causal mask no real token sees it; what the padding itself
-    computes is never read.
-
-    Attributes:
-        keys, values: one [prompts, K, T, H] per layer.
+    Args:
+        tables: [rows of the engine, most blocks] int64, by slot.
     """
 
-    def __init__(self) -> None:
-        self.attend = DenseAttend(None)
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+    def __init__(
+        self,
+        store: BlockStore,
+        tables: np.ndarray,
+        decodes: Sequence[Piece],
+        prefills: Sequence[Piece],
+        device: torch.device,
+    ) -> None:
+        self.store, self.device, self.rows = store, device, len(decodes)
+        slots = np.fromiter((piece.sequence.slot for piece in decodes), np.int64, len(decodes))
+        starts = np.fromiter((piece.start for piece in decodes), np.int64, len(decodes))
+        where = [(slots, starts)]
+        for piece in prefills:
+            at = np.arange(piece.start, piece.start + piece.count)
+            where.append((np.full(piece.count, piece.sequence.slot), at))
+        rows, positions = (np.concatenate(parts) for parts in zip(*where, strict=True))
+        self.positions = self._tensor(positions)
+        self.block = self._tensor(tables[rows, positions // store.size])
+        self.offset = self._tensor(positions % store.size)
+        self.decode = DecodeBlocks(tables[slots], starts + 1, store.size, device) if len(decodes) else None
+        self.prompts = [PromptGroup(*group, tables, store.size, device) for group in like_prompts(prefills, self.rows)]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        self.keys.append(k)
-        self.values.append(v)
-        return self.attend(q, k, v, layer)
+        keys, values = self.store.layer(layer, k)
+        keys[self.block, :, self.offset] = k[0].transpose(0, 1)
+        values[self.block, :, self.offset] = v[0].transpose(0, 1)
+        q_flat = q[0].transpose(0, 1)  # [T, N, H]
+        if self.decode is not None and not self.prompts:
+            return self.decode(q_flat, keys, values).transpose(0, 1)[None]
+        out = torch.empty(q_flat.shape, dtype=q.dtype, device=q.device)
+        if self.decode is not None:
+            out[: self.rows] = self.decode(q_flat[: self.rows], keys, values)
+        for group in self.prompts:
+            group(q, k, v, keys, values, out)
+        return out.transpose(0, 1)[None]
 
-    def take(self, index: int, length: int) -> Prompts:
-        """A copy of one prompt alone, without padding."""
-        alone = Prompts()
-        alone.keys = [k[index : index + 1, :, :length].clone() for k in self.keys]
-        alone.values = [v[index : index + 1, :, :length].clone() for v in self.values]
-        return alone
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
 
-class DecodeAttend:
-    """Appends one token per row to the cache and attends over each row's own length."""
+class DecodeBlocks:
+    """Which blocks R rows hold, in classes by how many rows share one, and how each row finds its results.
 
-    def __init__(self, keys: Tensor, values: Tensor, lengths: Tensor, width: int) -> None:
-        self.keys, self.values, self.lengths, self.width = keys, values, lengths, width
-        self.rows = torch.arange(len(lengths), device=lengths.device)
-        seen = torch.arange(width, device=lengths.device) <= lengths[:, None]
-        self.bias = torch.zeros((), dtype=keys.dtype, device=keys.device).where(seen, -torch.inf)[:, None, None]
+    Args:
+        tables: [R, most blocks]. lengths: [R], tokens of each row, the new one included.
+    """
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        keys, values = self.keys[layer], self.values[layer]
-        keys[self.rows, :, self.lengths] = k[:, :, 0]
-        values[self.rows, :, self.lengths] = v[:, :, 0]
-        rows = slice(len(self.lengths))
-        return explicit_attention(q, keys[rows, :, : self.width], values[rows, :, : self.width], self.bias)
+    def __init__(self, tables: np.ndarray, lengths: np.ndarray, size: int, device: torch.device) -> None:
+        slots = -(-lengths // size)
+        live = np.arange(int(slots.max())) < slots[:, None]
+        rows, columns = live.nonzero()
+        blocks = tables[rows, columns]
+        order = np.argsort(blocks, kind="stable")
+        blocks, rows, columns = blocks[order], rows[order], columns[order]
+        unique, first, counts = np.unique(blocks, return_index=True, return_counts=True)
+        classes = np.ceil(np.log2(counts) / LOG_HOLDERS).astype(np.int64)
+        found = np.zeros(live.shape, np.int64)
+        self.parts: list[tuple[slice | Tensor, Tensor, Tensor, int]] = []
+        base = 0
+        for power in np.unique(classes):
+            mine = (classes == power).nonzero()[0]
+            holders = int(counts[mine].max())
+            index = first[mine][:, None] + np.minimum(np.arange(holders), counts[mine][:, None] - 1)
+            who, column, which = rows[index], columns[index], unique[mine]
+            span = int(which[-1] - which[0]) + 1
+            place = which - which[0] if span <= SPARE * len(which) else np.arange(len(which))
+            height = int(place[-1]) + 1  # blocks in between are computed and not looked at
+            askers = np.zeros((height, holders), np.int64)
+            left = np.full((height, holders), size)
+            askers[place], left[place] = who, lengths[who] - column * size
+            found[who, column] = base + place[:, None] * holders + np.arange(holders)
+            base += height * holders
+            bias = np.where(np.arange(size) < left[:, :, None], np.float32(0), np.float32(-np.inf))
+            take = slice(int(which[0]), int(which[0]) + span) if span == height else torch.from_numpy(which).to(device)
+            self.parts.append((take, torch.from_numpy(askers).to(device), torch.from_numpy(bias).to(device), holders))
+        found = np.where(live, found, found[:, :1])  # a row's missing blocks point at its first, with weight 0
+        self.found, self.live = torch.from_numpy(found).to(device), torch.from_numpy(live).to(device)
+
+    def __call__(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """q [R, N, H] over keys, values [blocks, K, size, H] -> [R, N, H]."""
+        r, n, h = q.shape
+        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        grouped = (q * (1.0 / math.sqrt(h))).view(r, keys.shape[1], -1, h)
+        results = [self._block_results(grouped, keys, values, part, wide) for part in self.parts]
+        top, total, out = results[0] if len(results) == 1 else (torch.cat(x) for x in zip(*results, strict=True))
+        top = top[self.found]  # [R, S, N]
+        weight = (top - top.amax(1, keepdim=True)).exp_() * self.live[:, :, None]
+        weight = weight / (weight * total[self.found]).sum(1, keepdim=True)
+        return (out[self.found] * weight[..., None].to(out.dtype)).sum(1).view(r, n, h)
+
+    def _block_results(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        part: tuple[slice | Tensor, Tensor, Tensor, int],
+        wide: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Per (block, holder): largest score [P, N], sum of exponentials [P, N], weighted values [P, N, H]."""
+        take, askers, bias, o = part
+        k, v = keys[take], values[take]
+        b, kv, size, h = k.shape
+        g = q.shape[2]
+        asked = q[askers.view(-1)]
+        if o > 1:
+            asked = asked.view(b, o, kv, g, h).transpose(1, 2).reshape(b, kv, o * g, h)
+        scores = (asked @ k.transpose(-1, -2)).to(wide).view(b, kv, o, g, size) + bias[:, None, :, None]
+        top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(wide).min)
+        weights = scores.sub_(top).exp_()
+        total = weights.sum(-1)
+        out = weights.to(v.dtype).view(b, kv, o * g, size) @ v
+        if o == 1:
+            return top.view(b, -1), total.view(b, -1), out.view(b, -1, h)
+        flat = b * o
+        return (
+            top.squeeze(-1).transpose(1, 2).reshape(flat, -1),
+            total.transpose(1, 2).reshape(flat, -1),
+            out.view(b, kv, o, g, h).transpose(1, 2).reshape(flat, -1, h),
+        )
+
+
+class PromptGroup:
+    """Pieces of prompts, padded to one length on the right, that attend together.
+
+    Args:
+        pieces, offsets: with each piece's first index among the flat tokens.
+    """
+
+    def __init__(
+        self, pieces: Sequence[Piece], offsets: Sequence[int], tables: np.ndarray, size: int, device: torch.device
+    ) -> None:
+        counts = np.asarray([piece.count for piece in pieces])
+        starts = np.asarray([piece.start for piece in pieces])
+        at = np.arange(int(counts.max()))
+        flat = np.asarray(offsets)[:, None] + np.minimum(at, counts[:, None] - 1)
+        self.flat = torch.from_numpy(flat).to(device)
+        real = at < counts[:, None]
+        self.target = torch.from_numpy(flat[real]).to(device)
+        self.real = torch.from_numpy(real).to(device)
+        self.blocks: Tensor | None = None
+        if starts.any():
+            longest = int((starts + counts).max())
+            slots = [piece.sequence.slot for piece in pieces]
+            self.blocks = torch.from_numpy(tables[slots, : -(-longest // size)]).to(device)
+            query = (starts[:, None] + np.minimum(at, counts[:, None] - 1))[:, :, None]
+            seen = np.arange(self.blocks.shape[1] * size) <= query
+            self.seen = torch.from_numpy(seen[:, None]).to(device)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
+        """Write the results of this group's tokens into out [T, N, H]; q, k, v: [1, heads, T, H]."""
+        asked = q[0][:, self.flat].transpose(0, 1)  # [pieces, N, t, H]
+        if self.blocks is None:
+            own = (x[0][:, self.flat].transpose(0, 1) for x in (k, v))
+            result = DenseAttend(None)(asked, *own, 0)
+        else:
+            p, s = self.blocks.shape
+            _, kv, size, h = keys.shape
+            seen_k, seen_v = (x[self.blocks].transpose(1, 2).reshape(p, kv, s * size, h) for x in (keys, values))
+            grouped = q.shape[1] != kv
+            result = scaled_dot_product_attention(asked, seen_k, seen_v, attn_mask=self.seen, enable_gqa=grouped)
+        out[self.target] = result.transpose(1, 2)[self.real]
+
+
+def like_prompts(pieces: Sequence[Piece], offset: int) -> list[tuple[list[Piece], list[int]]]:
+    """Groups of pieces of like length, and apart those that begin at 0; `offset`: flat index of the first token."""
+    offsets = offset + np.cumsum([0, *(piece.count for piece in pieces)])
+    groups: list[tuple[list[Piece], list[int]]] = []
+    order = sorted(range(len(pieces)), key=lambda i: (pieces[i].start > 0, -pieces[i].count))
+    for i in order:
+        piece, last = pieces[i], groups[-1][0][0] if groups else None
+        fits = last is not None and (last.start > 0) == (piece.start > 0) and piece.count >= ALIKE * last.count
+        if not fits:
+            groups.append(([], []))
+        groups[-1][0].append(piece)
+        groups[-1][1].append(int(offsets[i]))
+    return groups
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    if like.device.type != "cpu":
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)
+    size = math.prod(shape) * like.element_size()
+    return torch.from_numpy(np.zeros(size, np.uint8)).view(like.dtype).view(shape)  # the kernel gives zero pages late

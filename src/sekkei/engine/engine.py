@@ -1,40 +1,48 @@
-"""The one generator of tokens: requests in, completions out, many rows decoded in lock step.
+"""The one generator of tokens: requests come and go while others are being answered.
 
-    waiting ──(refill: prefill each prompt once, copy it to its n rows)──> rows ──(one token each per step)──> done
-                   ^                                                        │
-                   └── when an eighth of the rows is finished: move the last rows into the holes ──┘
+    submit ──> scheduler: whose tokens, in which blocks ──> runner: one pass ──> draw ──> append / finish ──┐
+                   ^                                                                                        │
+                   └────────────────────────────────── step ────────────────────────────────────────────────┘
 
-Requests wait longest prompt first. A finished row is carried along, frozen, until an eighth of the rows
-is (moving a row costs about what carrying it for one step does). What a row draws depends on its own seed
-and token index only (sampling.py), so neither `max_batch` nor the neighbours matter.
+`generate` answers a list, `stream` one request token by token; a server submits and steps by itself. What a
+sample draws depends on its own seed and token index only (sampling.py), so neither `max_batch` nor the neighbours
+matter, up to the rounding of matmuls: a CPU multiplies 8 rows not bit for bit as it does 1.
 
-It does not handle a request that arrives while others are decoded, prompts that share a beginning only,
-paged storage, or more than one device.
+It does not handle several devices, or two threads at once: whoever steps owns the engine.
 
-Shapes: `R` rows in flight, `T` tokens, `V` vocabulary.
+Shapes: `R` rows that draw in a step, `V` vocabulary.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import tokenizers
 import torch
 from torch import Tensor
 
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.core.progress import Bar
-from sekkei.core.seed import derive_seed, uniform
-from sekkei.engine.cache import KVCache, Prompts
+from sekkei.core.seed import uniform
+from sekkei.engine.answer import Answer, Sample, check_prompt
+from sekkei.engine.blocks import BlockPool
 from sekkei.engine.request import Completion, Request
-from sekkei.engine.sampling import draw
-from sekkei.model.layers import Attend
+from sekkei.engine.runner import Runner, as_tops
+from sekkei.engine.sampling import draw, penalize, top_logprobs
+from sekkei.engine.scheduler import Piece, Plan, Scheduler
+from sekkei.engine.scheduler import Sequence as Row
 from sekkei.model.transformer import Transformer
 
-PREFILL_TOKENS = 8192  # padded prompt tokens in one forward pass, unless a single prompt is longer
+BLOCK = 32  # tokens; on a CPU, smaller blocks spend more time between matmuls, larger ones share less
+PREFILL_TOKENS = 8192  # of prompts in one pass
+STORE_BYTES = 2**31  # most of keys and values, unless one context needs more
 HASH_DIGITS = 16
+SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "top_logprobs")
+SLOT = np.dtype(
+    [("seed", np.int64), ("limit", np.int64), *((name, np.float64) for name in SETTINGS), ("constrained", np.bool_)]
+)
 
 
 class Engine:
@@ -44,22 +52,55 @@ class Engine:
         model: with embedding and lm head; on the device to run on.
         max_batch: most rows decoded at once.
         dtype: autocast dtype of the forward pass; None: the weights' own.
-        pad_id: fills the right of shorter prompts; any id of the vocabulary, it is never attended to.
+        block_size: tokens per block of keys and values. blocks: how many; None: for `max_batch` whole contexts, at
+            most `STORE_BYTES`.
+        prefill_tokens: most prompt tokens in one pass; fewer delay running rows less.
+        refill: admit waiting requests only once this many rows are free; None: an eighth of `max_batch`, which is
+            fastest for a whole list (a server takes 1).
+        tokenizer: for requests that want text or stop strings.
     """
 
     def __init__(
-        self, model: Transformer, *, max_batch: int = 256, dtype: torch.dtype | None = None, pad_id: int = 0
+        self,
+        model: Transformer,
+        *,
+        max_batch: int = 256,
+        dtype: torch.dtype | None = None,
+        block_size: int = BLOCK,
+        blocks: int | None = None,
+        prefill_tokens: int = PREFILL_TOKENS,
+        refill: int | None = None,
+        tokenizer: tokenizers.Tokenizer | None = None,
     ) -> None:
-        if max_batch < 1:
-            raise ConfigError("max_batch", f"got {max_batch}, must be >= 1")
+        for key, value in (("max_batch", max_batch), ("block_size", block_size), ("prefill_tokens", prefill_tokens)):
+            if value < 1:
+                raise ConfigError(key, f"got {value}, must be >= 1")
         if model.embed is None or model.lm_head is None:
             raise RuntimeError("the engine needs a model with an embedding and an lm head")
-        self.model, self.max_batch, self.dtype, self.pad_id = model, max_batch, dtype, pad_id
+        self.model, self.max_batch, self.tokenizer = model, max_batch, tokenizer
+        least = -(-model.config.max_context // block_size)
+        if blocks is None:
+            blocks = max(least, min(max_batch * least, STORE_BYTES // self._block_bytes(block_size, dtype)))
+        if blocks < least:
+            raise ConfigError("blocks", f"got {blocks}, must be >= {least}: one context of {model.config.max_context}")
+        self.pool = BlockPool(blocks, block_size)
+        refill = max(1, max_batch // 8) if refill is None else refill
+        self.scheduler = Scheduler(self.pool, max_rows=max_batch, prefill_tokens=prefill_tokens, refill=refill)
+        self.runner = Runner(model, blocks, block_size, max_batch, dtype)
+        self.samples: dict[int, Sample] = {}
+        self.drawn = self.prefilled = self.preemptions = 0
+        self._slots = np.zeros(max_batch, SLOT)
+        self._arrivals = self._groups = 0
         self._hash: str | None = None
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self.runner.device
+
+    @property
+    def idle(self) -> bool:
+        """No request is unanswered."""
+        return self.scheduler.idle
 
     @property
     def weights_hash(self) -> str:
@@ -73,12 +114,16 @@ class Engine:
         return self._hash
 
     def refresh(self, named_tensors: Mapping[str, Tensor] | None) -> None:
-        """The weights have changed.
+        """The weights have changed: keys and values computed with the old ones are not used again.
 
         Args:
             named_tensors: copied into the parameters of the same names, which must be all; None: the storage
                 is shared with the trainer, which has changed it in place.
+        Raises:
+            RuntimeError: requests are being answered, or other parameters are named.
         """
+        if not self.idle:
+            raise RuntimeError("weights cannot change while requests are being answered: finish or abort them first")
         if named_tensors is not None:
             own = dict(self.model.named_parameters())
             if own.keys() != named_tensors.keys():
@@ -86,6 +131,7 @@ class Engine:
             with torch.no_grad():
                 for name, parameter in own.items():
                     parameter.copy_(named_tensors[name])
+        self.pool.forget_all()
         self._hash = None
 
     def generate(self, requests: Sequence[Request], progress: Bar | None = None) -> list[list[Completion]]:
@@ -98,12 +144,22 @@ class Engine:
         Raises:
             UserError: a prompt is empty, leaves no room in the context, or holds ids outside the vocabulary.
         """
-        run = Generation(self, requests)
-        while not run.finished:
-            run.step()
-            if progress is not None:
-                progress.update(run.samples_done, f"{run.tokens_done} tokens")
-        return run.completions()
+        for request in requests:
+            self.check(request)
+        answers = [self.submit(request) for request in requests]
+        own = {sample.sequence.arrival for answer in answers for sample in answer.samples}
+        done = tokens = 0
+        try:
+            while done < len(own):
+                drew = [sample for sample in self.step() if sample.sequence.arrival in own]
+                tokens += len(drew)
+                done += sum(sample.finish_reason is not None for sample in drew)
+                if progress is not None:
+                    progress.update(done, f"{tokens} tokens")
+        except BaseException:
+            self.abort(*answers)
+            raise
+        return [answer.completions() for answer in answers]
 
     def stream(self, request: Request) -> Iterator[tuple[int, float]]:
         """Token and log-probability, one by one, of a request with n = 1; a stop token comes last.
@@ -113,235 +169,158 @@ class Engine:
         """
         if request.n != 1:
             raise UserError(f"a stream answers one sample, got n={request.n}: ask with n=1 or generate")
-        return self._stream(Generation(self, [request]))
+        self.check(request)
+        return self._stream(request)
 
-    def _stream(self, run: Generation) -> Iterator[tuple[int, float]]:
-        sent = 0
-        while not run.finished:
-            run.step()
-            while sent < run.tokens_done:
-                yield int(run.tokens[0, sent]), float(run.logprobs[0, sent])
-                sent += 1
+    def _stream(self, request: Request) -> Iterator[tuple[int, float]]:
+        answer = self.submit(request)
+        (sample,), sent = answer.samples, 0
+        try:
+            while sample.finish_reason is None:
+                self.step()
+                for at in range(sent, len(sample.logprobs)):
+                    yield sample.drawn[at], sample.logprobs[at]
+                sent = len(sample.logprobs)
+        finally:
+            self.abort(answer)
 
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, last: Tensor) -> Tensor:
-        """Logits [R, V] of the token after position `last` [R] of each row of ids [R, T]."""
-        kind = self.device.type
-        with torch.autocast(kind, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            hidden = self.model.hidden(ids, positions, attend)
-            return self.model.logits(hidden[torch.arange(len(ids), device=ids.device), last])
+    def check(self, request: Request) -> None:
+        """Refuse a request that cannot be answered.
 
+        Raises:
+            UserError
+        """
+        check_prompt(request.prompt_ids, self.model.config.max_context, self.model.config.vocab_size)
+        if (request.sampling.stop or request.sampling.text) and self.tokenizer is None:
+            raise UserError("stop strings and text need an engine with a tokenizer")
 
-ROW = np.dtype(
-    [
-        ("sample", np.int64),  # index into the outputs
-        ("request", np.int64),
-        ("seed", np.int64),
-        ("length", np.int64),  # tokens in the cache
-        ("count", np.int64),  # tokens drawn
-        ("limit", np.int64),  # most tokens that may be drawn
-        ("token", np.int64),  # the last one drawn, not in the cache yet
-        ("top_k", np.int64),
-        ("top_p", np.float64),
-        ("temperature", np.float64),
-        ("done", np.int64),  # 0: going on, 1: a stop token, 2: the limit
-    ]
-)
-REASONS = ("unfinished", "stop", "length")
+    def submit(self, request: Request) -> Answer:
+        """Queue a request that `check` has passed; `step` answers it."""
+        answer = Answer(request, self.weights_hash, self.model.config.max_context, self.tokenizer)
+        for sample in answer.samples:
+            sequence = Row(
+                arrival=self._arrivals,
+                tokens=list(request.prompt_ids),
+                prompt=len(request.prompt_ids),
+                group=self._groups,
+                reuse=not request.sampling.prompt_logprobs,
+            )
+            sample.sequence = sequence
+            self.samples[self._arrivals] = sample
+            self._arrivals += 1
+            self.scheduler.add(sequence)
+        self._groups += 1
+        return answer
 
-
-class Generation:
-    """The schedule of one call: which samples wait, which are rows, what they have drawn.
-
-    Attributes:
-        tokens, logprobs: [samples, most tokens], filled from the left.
-    """
-
-    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
-        self.engine, self.requests = engine, requests
-        config = engine.model.config
-        for request in requests:
-            check_prompt(request.prompt_ids, config.max_context, config.vocab_size)
-        self.samples = sample_table(requests, config.max_context)
-        self.final = self.samples.copy()  # each sample's row as it ended
-        self.stops = stop_table(requests)
-        longest = int(self.samples["limit"].max(initial=0))
-        self.tokens = np.zeros((len(self.samples), longest), np.int64)
-        self.logprobs = np.zeros((len(self.samples), longest), np.float32)
-        lengths = [len(requests[i].prompt_ids) for i in self.samples["request"]]
-        self.waiting = deque(int(i) for i in np.argsort(-np.asarray(lengths, np.int64), kind="stable"))
-        rows = min(engine.max_batch, len(self.samples))
-        self.rows, self.active = np.zeros(rows, ROW), 0
-        self.cache = KVCache(config.num_layers, rows)
-        self.held: dict[tuple[int, ...], tuple[Prompts, Tensor]] = {}  # a group's prompt, while samples of it wait
-        self.samples_done = self.tokens_done = 0
-        self.weights_hash = engine.weights_hash
-
-    @property
-    def finished(self) -> bool:
-        return self.samples_done == len(self.samples)
+    def abort(self, *answers: Answer) -> None:
+        """Give up what is unfinished of these; their blocks are free at once."""
+        open_ones = [s for a in answers for s in a.samples if s.sequence.arrival in self.samples]
+        self.scheduler.finish(sample.sequence for sample in open_ones)
+        for sample in open_ones:
+            del self.samples[sample.sequence.arrival]
 
     @torch.inference_mode()
-    def step(self) -> None:
-        """Refill if that is worth it, then draw one token for every row."""
-        going = int((self.rows["done"][: self.active] == 0).sum())
-        wanted = len(self.rows) if self.waiting else self.active
-        if going == 0 or (wanted - going) * 8 >= wanted:
-            self._compact()
-            if self.waiting:
-                self._refill()
-                return
-        self._decode()
+    def step(self) -> list[Sample]:
+        """One pass; returns the samples that drew a token, the finished ones among them.
 
-    def completions(self) -> list[list[Completion]]:
-        answers: list[list[Completion]] = [[] for _ in self.requests]
-        for row in self.final:
-            sample, count = row["sample"], row["count"]
-            answers[row["request"]].append(
-                Completion(
-                    token_ids=tuple(self.tokens[sample, :count].tolist()),
-                    logprobs=tuple(self.logprobs[sample, :count].tolist()),
-                    finish_reason=REASONS[row["done"]],  # type: ignore[arg-type]
-                    weights_hash=self.weights_hash,
-                    seed=int(row["seed"]),
-                )
-            )
-        return answers
+        Raises:
+            UserError: the model's scores are not finite; nothing that was being answered goes on.
+        """
+        plan = self.scheduler.schedule()
+        self.preemptions += plan.preempted
+        if not plan.decodes and not plan.prefills:
+            return []
+        self.prefilled += sum(piece.count for piece in plan.prefills)
+        try:
+            return self._run(plan)
+        except BaseException:
+            self.scheduler.finish([sample.sequence for sample in self.samples.values()])
+            self.samples.clear()
+            self.pool.forget_all()
+            self.runner.store.clear()
+            raise
 
-    def _decode(self) -> None:
-        rows = self.rows[: self.active]
-        width = int(rows["length"].max()) + 1
-        lengths = self._tensor(rows["length"])
-        attend = self.cache.decode(lengths, width)
-        ids = self._tensor(rows["token"])[:, None]
-        logits = self.engine.forward(ids, lengths[:, None], attend, torch.zeros_like(lengths))
-        rows["length"] += rows["done"] == 0
-        self._draw(rows, logits)
+    def _run(self, plan: Plan) -> list[Sample]:
+        self._settle(plan.moved)
+        scored = [p for p in plan.prefills if self._wants_scores(p)]
+        logits, hidden = self.runner.run(plan, scored)
+        for piece in scored:
+            self._score_prompt(piece, hidden[piece.sequence.arrival])
+        draws = self.scheduler.commit(plan)
+        self._settle(plan.forked)
+        if not draws:
+            return []
+        index = np.asarray([index for _, index in draws])
+        if len(index) != len(logits) or (index[1:] != index[:-1] + 1).any():
+            logits = logits[torch.from_numpy(index).to(self.device)]
+        samples = [self.samples[sequence.arrival] for sequence, _ in draws]
+        self._draw(samples, logits)
+        over = [sample.sequence for sample in samples if sample.finish_reason is not None]
+        self.scheduler.finish(over)
+        for sequence in over:
+            del self.samples[sequence.arrival]
+        self.drawn += len(samples)
+        return samples
 
-    def _compact(self) -> None:
-        """Move the last unfinished rows into the holes that finished ones left."""
-        going = (self.rows["done"][: self.active] == 0).nonzero()[0]
-        holes = np.setdiff1d(np.arange(len(going)), going)
-        if len(holes):
-            movers = going[-len(holes) :]
-            width = int(self.rows["length"][movers].max())
-            self.cache.move(self._tensor(movers), self._tensor(holes), width)
-            self.rows[holes] = self.rows[movers]
-        self.active = len(going)
+    def _settle(self, moved: Sequence[Row]) -> None:
+        """Write down the blocks and settings of sequences that have new blocks, and maybe a new slot."""
+        for sequence in moved:
+            self.runner.tables[sequence.slot, : len(sequence.blocks)] = sequence.blocks
+            sample = self.samples[sequence.arrival]
+            s = sample.request.sampling
+            settings = (getattr(s, name) for name in SETTINGS)
+            self._slots[sequence.slot] = (sample.seed, sample.limit, *settings, sample.constraint is not None)
 
-    def _refill(self) -> None:
-        """Fill the free rows with waiting samples and draw each one's first token."""
-        start = self.active
-        chosen = [self.waiting.popleft() for _ in range(min(len(self.rows) - start, len(self.waiting)))]
-        self.active = start + len(chosen)
-        rows = self.rows[start : self.active]
-        rows[:] = self.samples[chosen]
-        targets: dict[tuple[int, ...], list[int]] = {}
-        for offset, request in enumerate(rows["request"]):
-            targets.setdefault(self.requests[request].prompt_ids, []).append(offset)
-        logits = None
-        for prompts, prefilled, scores in self._prefill(list(targets)):
-            offsets = [offset for prompt in prompts for offset in targets[prompt]]
-            index = [i for i, prompt in enumerate(prompts) for _ in targets[prompt]]
-            self.cache.place(self._tensor(np.asarray(offsets) + start), prefilled, self._tensor(np.asarray(index)))
-            if logits is None:
-                logits = scores.new_empty(len(rows), scores.shape[1])
-            logits[self._tensor(np.asarray(offsets))] = scores[self._tensor(np.asarray(index))]
-        assert logits is not None
-        self._draw(rows, logits)
-
-    def _prefill(self, prompts: list[tuple[int, ...]]) -> Iterator[tuple[list[tuple[int, ...]], Prompts, Tensor]]:
-        """Each distinct prompt's keys, values and next scores [prompts, V], in right-padded batches."""
-        held, self.held = self.held, {}
-        upcoming = self.requests[self.samples["request"][self.waiting[0]]].prompt_ids if self.waiting else None
-        fresh = []
-        for prompt in prompts:
-            if prompt in held:
-                yield [prompt], *held[prompt]
-                if prompt == upcoming:
-                    self.held[prompt] = held[prompt]
-            else:
-                fresh.append(prompt)
-        for part in prefill_batches(fresh):
-            lengths = np.asarray([len(prompt) for prompt in part], np.int64)
-            ids = np.full((len(part), lengths.max()), self.engine.pad_id, np.int64)
-            for i, prompt in enumerate(part):
-                ids[i, : len(prompt)] = prompt
-            kept = Prompts()
-            positions = torch.arange(ids.shape[1], device=self.engine.device).expand(len(part), -1)
-            logits = self.engine.forward(self._tensor(ids), positions, kept, self._tensor(lengths - 1))
-            yield part, kept, logits
-            if upcoming in part:
-                i = part.index(upcoming)
-                self.held[upcoming] = kept.take(i, len(upcoming)), logits[i : i + 1].clone()
-
-    def _draw(self, rows: np.ndarray, logits: Tensor) -> None:
-        """Draw a token for each of `rows` (a view), and write down those of unfinished ones."""
-        uniforms = uniform(rows["seed"], rows["count"])
-        drawn, scores = draw(logits, uniforms, rows["temperature"], rows["top_k"], rows["top_p"])
-        rows["token"] = drawn.cpu().numpy()
-        going = (rows["done"] == 0).nonzero()[0]
-        self.tokens[rows["sample"][going], rows["count"][going]] = rows["token"][going]
-        self.logprobs[rows["sample"][going], rows["count"][going]] = scores.cpu().numpy()[going]
-        rows["count"][going] += 1
-        stopped = (rows["token"][:, None] == self.stops[rows["request"]]).any(1)
-        ended = np.where(stopped, 1, np.where(rows["count"] >= rows["limit"], 2, 0))
-        rows["done"][going] = ended[going]
-        over = going[ended[going] > 0]
-        self.final[rows["sample"][over]] = rows[over]
-        self.samples_done += len(over)
-        self.tokens_done += len(going)
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.engine.device)
-
-
-def check_prompt(prompt: Sequence[int], max_context: int, vocab_size: int) -> None:
-    """Refuse a prompt that cannot be answered.
-
-    Raises:
-        UserError
-    """
-    if not 0 < len(prompt) < max_context:
-        raise UserError(
-            f"a prompt of {len(prompt)} tokens: it must have at least 1 and fewer than "
-            f"model.max_context={max_context}, so that one token can follow"
+    def _draw(self, samples: list[Sample], logits: Tensor) -> None:
+        """Draw a token for each sample, and write down what it means for it."""
+        rows = self._slots[[sample.sequence.slot for sample in samples]]
+        counts = np.asarray([len(sample.logprobs) for sample in samples])
+        steered = self._steered(samples, rows, logits)
+        temperature = rows["temperature"]
+        tokens, logprobs = draw(
+            logits, uniform(rows["seed"], counts), temperature, rows["top_k"], rows["top_p"], rows["min_p"], steered
         )
-    wrong = next((i for i in (min(prompt), max(prompt)) if not 0 <= i < vocab_size), None)
-    if wrong is not None:
-        raise UserError(f"a prompt holds token id {wrong}, the model has {vocab_size}: use the model's own tokenizer")
+        wanted = int(rows["top_logprobs"].max())
+        tops = as_tops(*top_logprobs(logits, temperature, wanted)) if wanted else None
+        limits = (counts + 1 >= rows["limit"]).tolist()
+        for at, (sample, token, logprob) in enumerate(zip(samples, tokens.tolist(), logprobs.tolist())):
+            top = tops[at][: sample.request.sampling.top_logprobs] if tops is not None else None
+            sample.append(token, logprob, top, limits[at])
 
+    def _steered(self, samples: list[Sample], rows: np.ndarray, logits: Tensor) -> Tensor | None:
+        """Scores after penalties and constraints, where some row has any."""
+        penalized = (rows["repetition_penalty"] != 1).nonzero()[0]
+        constrained = rows["constrained"].nonzero()[0]
+        if not len(penalized) and not len(constrained):
+            return None
+        scores = logits.float().clone()
+        for at in penalized.tolist():
+            seen = torch.tensor(sorted(set(samples[at].sequence.tokens)), device=self.device)
+            penalize(scores[at], seen, float(rows["repetition_penalty"][at]))
+        if len(constrained):
+            allowed = np.stack([samples[at].constraint.allowed() for at in constrained])  # type: ignore[union-attr]
+            index = torch.from_numpy(constrained).to(self.device)
+            scores[index] = scores[index].masked_fill(~torch.from_numpy(allowed).to(self.device), -torch.inf)
+        return scores
 
-def sample_table(requests: Sequence[Request], max_context: int) -> np.ndarray:
-    """Every sample of every request as the row that it starts as, in order."""
-    table = np.zeros(sum(request.n for request in requests), ROW)
-    sample = 0
-    for index, request in enumerate(requests):
-        own, sampling = table[sample : sample + request.n], request.sampling
-        own["sample"] = np.arange(sample, sample + request.n)
-        own["request"], own["length"] = index, len(request.prompt_ids)
-        own["seed"] = [derive_seed(request.seed, i) for i in range(request.n)]
-        own["limit"] = min(sampling.max_tokens, max_context - len(request.prompt_ids))
-        own["temperature"], own["top_k"], own["top_p"] = sampling.temperature, sampling.top_k, sampling.top_p
-        sample += request.n
-    return table
+    def _wants_scores(self, piece: Piece) -> bool:
+        sample = self.samples[piece.sequence.arrival]
+        return sample.request.sampling.prompt_logprobs and piece.start < piece.sequence.prompt - 1
 
+    def _score_prompt(self, piece: Piece, hidden: Tensor) -> None:
+        """Log-probabilities of the prompt's tokens that this piece predicts, once also after a preemption."""
+        sample = self.samples[piece.sequence.arrival]
+        known = len(sample.prompt_logprobs)
+        first, end = max(piece.start, known), min(piece.start + piece.count, piece.sequence.prompt - 1)
+        if first >= end:
+            return
+        labels = piece.sequence.tokens[first + 1 : end + 1]
+        part = hidden[first - piece.start : end - piece.start]
+        found, tops = self.runner.score(part, labels, sample.request.sampling.top_logprobs)
+        sample.prompt_logprobs += found
+        sample.prompt_tops += tops
 
-def stop_table(requests: Sequence[Request]) -> np.ndarray:
-    """[requests, most stop tokens], -1 where a request has fewer."""
-    width = max((len(request.sampling.stop_tokens) for request in requests), default=0)
-    table = np.full((len(requests), width), -1, np.int64)
-    for i, request in enumerate(requests):
-        table[i, : len(request.sampling.stop_tokens)] = request.sampling.stop_tokens
-    return table
-
-
-def prefill_batches(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-    """Longest first, cut so that a padded batch has at most `PREFILL_TOKENS` tokens."""
-    part: list[tuple[int, ...]] = []
-    for prompt in sorted(prompts, key=len, reverse=True):
-        if part and (len(part) + 1) * len(part[0]) > PREFILL_TOKENS:
-            yield part
-            part = []
-        part.append(prompt)
-    if part:
-        yield part
+    def _block_bytes(self, size: int, dtype: torch.dtype | None) -> int:
+        config = self.model.config
+        wide = (dtype or next(self.model.parameters()).dtype).itemsize
+        return 2 * config.num_layers * config.num_kv_heads * config.head_size * size * wide

@@ -10,8 +10,9 @@ does 1, which can move a draw that falls within ~1e-7 of a boundary. The sums ar
 taken per block of 64 tokens first and inside one block after that, so a vocabulary of 128k costs one pass.
 
 Top-k keeps the k most probable tokens, then top-p the fewest of these that hold a share p of what top-k
-left (Holtzman et al. 2020, section 3.1); ties go to the lower token id. The returned log-probability is that
-before the cuts. It does not handle penalties, biases or grammars.
+left (Holtzman et al. 2020, section 3.1), then min-p those with at least that share of the best one's probability;
+ties go to the lower token id. What a penalty or a constraint made of the scores comes in as `steered`. The returned
+log-probability is that of the model's own scores, before all of these. It does not handle biases.
 
 Shapes: `R` rows, `V` vocabulary.
 """
@@ -28,46 +29,75 @@ BLOCK = 64
 
 
 def draw(
-    logits: Tensor, uniforms: np.ndarray, temperature: np.ndarray, top_k: np.ndarray, top_p: np.ndarray
+    logits: Tensor,
+    uniforms: np.ndarray,
+    temperature: np.ndarray,
+    top_k: np.ndarray,
+    top_p: np.ndarray,
+    min_p: np.ndarray | None = None,
+    steered: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One token per row.
 
     Args:
         logits: [R, V], any float dtype. uniforms: [R] float64 in [0, 1).
-        temperature, top_k, top_p: [R], as in `Sampling`; temperature 0 takes the most probable token.
+        temperature, top_k, top_p, min_p: [R], as in `Sampling`; temperature 0 takes the most probable token.
+        steered: [R, V], scores to draw from instead; -inf is never drawn, and one per row must be finite.
     Returns:
         tokens [R] int64 and logprobs [R] float32 under softmax(logits / temperature), 1 where greedy.
     Raises:
         UserError: a score is NaN or +inf.
     """
     device, greedy = logits.device, temperature == 0
-    z = logits.float()
+    min_p = np.zeros(len(logits)) if min_p is None else min_p
     scale = np.where(greedy, 1.0, temperature)
-    if (scale != 1).any():
-        z = z / torch.from_numpy(scale).to(device, torch.float32)[:, None]
-    highest = z.amax(-1, keepdim=True)
-    weights = (z - highest).exp_()
-    sums = _block_sums(weights)
+    z, highest, weights, sums = _weights(logits, scale)
     total = sums.sum(-1)
     if not bool(torch.isfinite(total).all()):
         raise UserError("the model's scores are not finite numbers: its weights are broken, or its dtype overflows")
+    wanted = z
+    if steered is not None:
+        wanted, _, weights, sums = _weights(steered, scale)
     tokens = torch.empty(len(z), dtype=torch.int64, device=device)
-    cut = ~greedy & ((top_k > 0) | (top_p < 1))
+    cut = ~greedy & ((top_k > 0) | (top_p < 1) | (min_p > 0))
     for rows, how in ((greedy, "most probable"), (~greedy & ~cut, "all"), (cut, "cut")):
         if not rows.any():
             continue
         index = slice(None) if rows.all() else torch.from_numpy(rows.nonzero()[0]).to(device)
         if how == "most probable":
-            tokens[index] = z[index].argmax(-1)
+            tokens[index] = wanted[index].argmax(-1)
             continue
         u = torch.from_numpy(uniforms[rows]).to(device)
         if how == "all":
             tokens[index] = inverse_cdf(weights[index], sums[index], u)
         else:
-            kept = cut_weights(weights[index], top_k[rows], top_p[rows])
+            kept = cut_weights(weights[index], top_k[rows], top_p[rows], min_p[rows])
             tokens[index] = inverse_cdf(kept, _block_sums(kept), u)
     logprobs = (z.gather(-1, tokens[:, None]) - highest).squeeze(-1) - total.log().float()
     return tokens, logprobs
+
+
+def _weights(logits: Tensor, scale: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scores over temperature [R, V], the highest [R, 1], exp(score - highest) [R, V], and sums of its blocks."""
+    z = logits.float()
+    if (scale != 1).any():
+        z = z / torch.from_numpy(scale).to(z.device, torch.float32)[:, None]
+    highest = z.amax(-1, keepdim=True)
+    weights = (z - highest).exp_()
+    return z, highest, weights, _block_sums(weights)
+
+
+def top_logprobs(logits: Tensor, temperature: np.ndarray, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` best tokens of each row under softmax(logits / temperature): log-probabilities and ids [R, count]."""
+    scale = torch.from_numpy(np.where(temperature == 0, 1.0, temperature)).to(logits.device, torch.float32)
+    best = (logits.float() / scale[:, None]).log_softmax(-1).topk(min(count, logits.shape[1]), dim=-1)
+    return best.values, best.indices
+
+
+def penalize(scores: Tensor, seen: Tensor, penalty: float) -> None:
+    """Repetition penalty, in place: scores [V] of the tokens `seen` [S] (Keskar et al. 2019, section 4.1)."""
+    values = scores[seen]
+    scores[seen] = torch.where(values > 0, values / penalty, values * penalty)
 
 
 def inverse_cdf(weights: Tensor, sums: Tensor, u: Tensor) -> Tensor:
@@ -92,11 +122,11 @@ def inverse_cdf(weights: Tensor, sums: Tensor, u: Tensor) -> Tensor:
     return (block * BLOCK + torch.searchsorted(inside, left, right=True)).squeeze(-1)
 
 
-def cut_weights(weights: Tensor, top_k: np.ndarray, top_p: np.ndarray) -> Tensor:
-    """Set to 0 what top-k and top-p leave out.
+def cut_weights(weights: Tensor, top_k: np.ndarray, top_p: np.ndarray, min_p: np.ndarray | None = None) -> Tensor:
+    """Set to 0 what top-k, top-p and min-p leave out.
 
     Args:
-        weights: [R, V] float32. top_k: [R], 0 = all. top_p: [R], 1 = all.
+        weights: [R, V] float32. top_k: [R], 0 = all. top_p: [R], 1 = all. min_p: [R], 0 = all.
     """
     vocabulary = weights.shape[1]
     k = torch.from_numpy(np.where(top_k == 0, vocabulary, top_k)).to(weights.device)
@@ -107,6 +137,9 @@ def cut_weights(weights: Tensor, top_k: np.ndarray, top_p: np.ndarray) -> Tensor
     running = ordered.cumsum(-1, dtype=torch.float64)
     before = running - ordered
     ordered = ordered.masked_fill((before >= p[:, None] * running[:, -1:]) & (ranks > 0), 0)
+    if min_p is not None and min_p.any():
+        least = torch.from_numpy(min_p).to(weights.device, torch.float32)[:, None] * ordered[:, :1]
+        ordered = ordered.masked_fill(ordered < least, 0)
     return torch.zeros_like(weights).scatter_(-1, order, ordered)
 
 

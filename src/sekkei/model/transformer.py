@@ -3,7 +3,8 @@
 What a layout needs from it is here: blocks in a `ModuleDict` keyed by layer index, embedding and heads
 optional (a pipeline stage may lack them), positions passed in explicitly, attention injected, no buffers
 (rotary tables are made from positions), so it can be built on the meta device. How a block is run is
-injected too (`run_block`): activation checkpointing wraps it.
+injected too (`run_block`: activation checkpointing wraps it), and so is how labels are scored (`score_labels`: a cut
+vocabulary has its own way).
 
 Heads: `lm` scores tokens; `value` and `reward` give one scalar per token.
 
@@ -26,6 +27,7 @@ from sekkei.model.output import Output
 
 Head = Literal["lm", "value", "reward"]
 RunBlock = Callable[[Block, Tensor, Rope, Attend, int], Tensor]
+ScoreLabels = Callable[[Tensor, Tensor, Tensor, float, bool], tuple[Tensor, Tensor]]
 
 
 def run_plainly(block: Block, x: Tensor, rope: Rope, attend: Attend, layer: int) -> Tensor:
@@ -35,6 +37,25 @@ def run_plainly(block: Block, x: Tensor, rope: Rope, attend: Attend, layer: int)
 def run_recomputed(block: Block, x: Tensor, rope: Rope, attend: Attend, layer: int) -> Tensor:
     """Keep only the block's input and recompute the rest in the backward pass (Chen et al. 2016)."""
     return torch.utils.checkpoint.checkpoint(block, x, rope, attend, layer, use_reentrant=False)
+
+
+def run_scores_recomputed(block: Block, x: Tensor, rope: Rope, attend: Attend, layer: int) -> Tensor:
+    """Keep queries, keys and values, and recompute how they meet: much memory where scores are written out, little work
+    (Korthikanti et al. 2022, section 5).
+    """
+
+    def again(q: Tensor, k: Tensor, v: Tensor, number: int) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(attend, q, k, v, number, use_reentrant=False)
+
+    return block(x, rope, again, layer)
+
+
+RUN_BLOCK: dict[str, RunBlock] = {
+    "none": run_plainly,
+    "selective": run_scores_recomputed,
+    "full": run_recomputed,
+}
+"""By what is recomputed in the backward pass."""
 
 
 class Transformer(nn.Module):
@@ -67,6 +88,7 @@ class Transformer(nn.Module):
         if config.tied_embeddings and self.lm_head is not None and self.embed is not None:
             self.lm_head.weight = self.embed.weight
         self.run_block: RunBlock = run_plainly
+        self.score_labels: ScoreLabels = label_logprobs
 
     def hidden(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Run the blocks.
@@ -112,7 +134,7 @@ class Transformer(nn.Module):
         if "logprobs" in wants or "entropy" in wants:
             if self.lm_head is None or labels is None:
                 raise RuntimeError("log-probabilities need an lm head and labels")
-            logprobs, entropy = label_logprobs(h, self.lm_head.weight, labels, temperature, "entropy" in wants)
+            logprobs, entropy = self.score_labels(h, self.lm_head.weight, labels, temperature, "entropy" in wants)
         if "values" in wants:
             head = self.value_head if self.value_head is not None else self.reward_head
             if head is None:

@@ -5,19 +5,20 @@ No critic: an answer's advantage is how much better it did than its group (Shao 
     A_i = (r_i - mean(r)) / (std(r) + 1e-4)
     loss = - Σ_tokens min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A) / Σ tokens,     ρ = exp(logp - logp_old)
 
-summed over all tokens of the batch (the token-level loss of DAPO, Yu et al. 2025, section 3.3), without
-a KL term. With one update per rollout ρ is 1 and the clip is idle; the loss's *value* is then about 0 by
-construction and says nothing about progress: read the reward. A group whose answers all score the same
-has advantage 0. It does not handle rewards per step, or tools inside the rollout.
+summed over all tokens of the batch (the token-level loss of DAPO, Yu et al. 2025, section 3.3), without a KL term:
+the variant "token". The others are named points of the same algebra (variants.py: GRPO, Dr.GRPO, DAPO, GSPO, CISPO,
+RLOO, REINFORCE++; policy_loss.py and advantages.py: the formulas). A group whose answers all score the same has
+advantage 0; where all groups do, the step's gradient is that of the KL term alone, and `zero_spread` says so. It does
+not handle rewards per step, or tools inside the rollout.
 
 Shapes: `B` rows, `T` tokens, `S` segments per row.
 """
 
 from __future__ import annotations
 
-import statistics
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,15 +27,24 @@ from torch import Tensor
 from sekkei.core.errors import ConfigError
 from sekkei.data.batch import Batch, Sample
 from sekkei.engine.request import Sampling
-from sekkei.model.output import Output
-from sekkei.objectives.rollout import Group, Prompt, roll_out
+from sekkei.objectives.advantages import group_advantages, to_go, whitened
+from sekkei.objectives.policy_loss import Correction, GRPOLoss, kl_estimate, spread
+from sekkei.objectives.reward import reward_groups
+from sekkei.objectives.rollout import (
+    Group,
+    OnError,
+    Prompt,
+    check_policy,
+    group_figures,
+    overlong_penalty,
+    roll_out,
+)
 from sekkei.objectives.sft import pack_samples
-from sekkei.parallel.ops import Ops
+from sekkei.objectives.variants import Point, Variant, check_point, point_of
+from sekkei.parallel.ops import LocalOps
 from sekkei.train.loop import LoopConfig
-from sekkei.train.objective import Context, Mean, Metrics, Update
+from sekkei.train.objective import Context, Update
 from sekkei.train.optim import OptimConfig
-
-STD_FLOOR = 1e-4  # as in the reference pilot; keeps a lucky near-constant group from dominating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +52,15 @@ class GRPOConfig:
     """Reinforcement learning with verifiable rewards.
 
     Args:
-        steps: rollouts. prompts: groups per step. samples: answers per group. updates: optimizer steps per
-            rollout. temperature: of sampling *and* of the loss. clip_low, clip_high: ε of the ratio.
-            micro_tokens: tokens per forward pass, about.
+        steps: rollouts. prompts: groups per step. samples: answers per group. updates: passes over a rollout, each of
+            `minibatches` optimizer steps. temperature: of sampling *and* of the loss. micro_tokens: tokens per
+            forward pass, about.
+        variant: a named point of variants.py, from which the following take what is not given: clip_low, clip_high
+            (ε of the ratio), kl (β; 0 = none), dynamic_sampling (groups without spread are drawn anew, from the next
+            prompts, up to `max_refills` times).
+        dual_clip, correction…: see `GRPOLoss`. overlong_buffer: tokens before max_tokens over which an answer's
+            reward falls by up to overlong_penalty; 0 = off. mask_truncated: answers cut at max_tokens are not learned.
+        reward_model: weight of the reward model's score beside the judge's. reward_errors: see `roll_out`.
     """
 
     steps: int
@@ -53,8 +69,22 @@ class GRPOConfig:
     temperature: float = 1.0
     max_tokens: int = 128
     updates: int = 1
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    minibatches: int = 1
+    variant: Variant = "token"
+    clip_low: float | None = None
+    clip_high: float | None = None
+    kl: float | None = None
+    dynamic_sampling: bool | None = None
+    max_refills: int = 4
+    dual_clip: float = 0.0
+    correction: Correction = "none"
+    correction_low: float = 0.5
+    correction_high: float = 2.0
+    overlong_buffer: int = 0
+    overlong_penalty: float = 1.0
+    mask_truncated: bool = False
+    reward_model: float = 0.0
+    reward_errors: OnError = "stop"
     micro_tokens: int = 8192
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -64,52 +94,46 @@ class GRPOConfig:
             raise ConfigError("samples", f"got {self.samples}, must be >= 2: an answer is judged against its group")
         if self.temperature <= 0:
             raise ConfigError("temperature", f"got {self.temperature}, must be > 0: greedy answers have no spread")
-        for key in ("steps", "prompts", "max_tokens", "updates", "micro_tokens"):
+        for key in ("steps", "prompts", "max_tokens", "updates", "minibatches", "micro_tokens", "max_refills"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
-        if not 0 < self.clip_low < 1 or self.clip_high <= 0:
-            raise ConfigError("clip_low", f"got {self.clip_low} and clip_high={self.clip_high}: 0 < low < 1, high > 0")
+        if not 0 <= self.overlong_buffer <= self.max_tokens:
+            raise ConfigError("overlong_buffer", f"got {self.overlong_buffer}, must be in 0 … max_tokens")
+        if self.minibatches > self.prompts:
+            raise ConfigError("minibatches", f"got {self.minibatches}, must be <= prompts={self.prompts}")
+        check_point(self.point, self.variant, self.updates * self.minibatches)
+        self.make_loss()
 
+    @property
+    def point(self) -> Point:
+        """The variant, with what this config sets itself."""
+        own = {key: getattr(self, key) for key in ("clip_low", "clip_high", "kl", "dynamic_sampling")}
+        return replace(point_of(self.variant), **{key: value for key, value in own.items() if value is not None})
 
-@dataclass(frozen=True)
-class GRPOLoss:
-    """The clipped policy gradient.
+    @property
+    def needs(self) -> frozenset[str]:
+        """Which models and services this needs."""
+        wanted = {"engine": True, "reference": self.point.kl > 0, "reward": self.reward_model != 0}
+        return frozenset(name for name, here in wanted.items() if here)
 
-    Reads `extra`: advantages and sampled log-probs, [B, T], and old log-probs where a rollout serves several updates.
-    """
-
-    clip_low: float
-    clip_high: float
-    temperature: float
-    wants: frozenset[str] = frozenset({"logprobs", "entropy"})
-
-    def units(self, batch: Batch) -> dict[str, Tensor]:
-        return {"tokens": batch.mask.sum()}
-
-    def terms(self, out: Output, batch: Batch, ops: Ops) -> tuple[dict[str, Tensor], Metrics]:
-        assert out.logprobs is not None
-        assert out.entropy is not None
-        advantages, mask, tokens = batch.extra["advantages"], batch.mask, batch.mask.sum()
-        old = batch.extra["old"] if "old" in batch.extra else out.logprobs.detach()
-        ratio = (out.logprobs - old).exp()
-        clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
-        surrogate = torch.minimum(ratio * advantages, clipped * advantages)
-        cut = (clipped * advantages < ratio * advantages).float()
-        gap = (out.logprobs.detach() - batch.extra["sampled"]).abs()
-        metrics = {
-            "entropy": Mean((out.entropy.detach() * mask).sum(), tokens),
-            "clip_fraction": Mean((cut * mask).sum(), tokens),
-            "engine_gap": Mean((gap * mask).sum(), tokens),
-        }
-        return {"tokens": -(surrogate * mask).sum()}, metrics
-
-
-def group_advantages(rewards: Sequence[float]) -> list[float]:
-    """(r - mean) / (std + 1e-4) with the population's standard deviation; all 0 where the group has no spread."""
-    mean, spread = statistics.fmean(rewards), statistics.pstdev(rewards)
-    if max(rewards) == min(rewards):  # never divide by the float noise of a constant group
-        return [0.0] * len(rewards)
-    return [(reward - mean) / (spread + STD_FLOOR) for reward in rewards]
+    def make_loss(self) -> GRPOLoss:
+        """The loss of the point."""
+        point = self.point
+        return GRPOLoss(
+            point.clip_low,
+            point.clip_high,
+            self.temperature,
+            ratio=point.ratio,
+            clip=point.clip,
+            aggregation=point.aggregation,
+            dual_clip=self.dual_clip,
+            max_tokens=self.max_tokens,
+            kl=point.kl if point.kl_place == "loss" else 0.0,
+            estimator=point.estimator,
+            correction=self.correction,
+            correction_low=self.correction_low,
+            correction_high=self.correction_high,
+        )
 
 
 class GRPO:
@@ -119,29 +143,118 @@ class GRPO:
         prompt: index -> prompt, a pure function, endless. stop_tokens: that end an answer.
     """
 
-    needs: frozenset[str] = frozenset({"engine"})
-
     def __init__(self, prompt: Callable[[int], Prompt], config: GRPOConfig, stop_tokens: tuple[int, ...]) -> None:
         self.prompt, self.config = prompt, config
         self.sampling = Sampling(temperature=config.temperature, max_tokens=config.max_tokens, stop_tokens=stop_tokens)
-        self.loss = GRPOLoss(config.clip_low, config.clip_high, config.temperature)
+        self.loss, self.point = config.make_loss(), config.point
+        self.needs = config.needs
         self.next_prompt = 0
         self.figures: dict[str, float] = {}
+        self.groups: list[Group] = []
+        """The last rollout, for tables of samples."""
 
     def next_step(self, ctx: Context) -> list[Update]:
-        prompts = [self.prompt(self.next_prompt + i) for i in range(self.config.prompts)]
-        self.next_prompt += len(prompts)
-        groups = roll_out(ctx, prompts, self.sampling, self.config.samples)
-        self.figures = group_figures(groups)
-        batches = pack_samples(group_samples(groups), self.config.micro_tokens)
-        if self.config.updates > 1:
-            batches = [batch.with_extra(old=self._old(batch, ctx)) for batch in batches]
-        return [Update("policy", batches, self.loss) for _ in range(self.config.updates)]
+        check_policy(ctx.models.get("policy"))
+        config = self.config
+        self.groups, self.figures = self._roll_out(ctx)
+        parts = split(self.groups, config.minibatches)
+        packed = [pack_samples(group_samples(p, config, self.point), config.micro_tokens) for p in parts]
+        steps = config.updates * config.minibatches
+        in_reward = self.point.kl > 0 and self.point.kl_place == "reward"
+        scored = [[self._scored(batch, ctx, steps > 1 or in_reward) for batch in batches] for batches in packed]
+        if in_reward or self.point.advantage == "batch_std":
+            scored = self._late_advantages(scored, parts, ctx)
+        return [Update("policy", batches, self.loss) for _ in range(config.updates) for batches in scored]
 
-    def _old(self, batch: Batch, ctx: Context) -> Tensor:
-        out = ctx.score("policy", batch, frozenset({"logprobs"}), self.config.temperature)
+    def _roll_out(self, ctx: Context) -> tuple[list[Group], dict[str, float]]:
+        """The groups to learn from, and the figures of all that were drawn."""
+        kept: list[Group] = []
+        drawn: list[Group] = []
+        rounds, wanted = 0, self.config.prompts
+        while True:
+            prompts = [self.prompt(self.next_prompt + i) for i in range(wanted - len(kept))]
+            self.next_prompt += len(prompts)
+            new = roll_out(
+                ctx, prompts, self.sampling, self.config.samples, len(drawn), on_error=self.config.reward_errors
+            )
+            if self.config.reward_model:
+                new = reward_groups(ctx, new, self.config.reward_model, self.config.micro_tokens)
+            new = [shaped(group, self.config) for group in new]
+            drawn += new
+            if not self.point.dynamic_sampling:
+                return drawn, group_figures(drawn)
+            kept += [group for group in new if group.has_spread]
+            missing = torch.tensor(float(wanted - len(kept)), device=ctx.device)
+            if float(ctx.ops.all_sum(missing)) == 0 or rounds == self.config.max_refills:  # the same on every rank
+                break
+            rounds += 1
+        figures = {**group_figures(drawn), "refills": float(rounds), "groups_drawn": float(len(drawn))}
+        flat = [group for group in drawn if not group.has_spread]
+        return kept + flat[: wanted - len(kept)], figures
+
+    def _scored(self, batch: Batch, ctx: Context, with_old: bool) -> Batch:
+        """With the log-probs of the trainer before the first update, and of the reference, where they are needed."""
+        extra = {}
+        if with_old:
+            extra["old"] = self._logprobs("policy", batch, ctx)
+        if "reference" in self.needs:
+            if "reference" not in ctx.models:
+                raise ConfigError("kl", f"got {self.point.kl}, but there is no reference model to stay near to")
+            extra["reference"] = self._logprobs("reference", batch, ctx)
+        return batch.with_extra(**extra)
+
+    def _logprobs(self, role: str, batch: Batch, ctx: Context) -> Tensor:
+        out = ctx.score(role, batch, frozenset({"logprobs"}), self.config.temperature)
         assert out.logprobs is not None
         return out.logprobs
+
+    def _late_advantages(
+        self, parts: list[list[Batch]], groups: Sequence[Sequence[Group]], ctx: Context
+    ) -> list[list[Batch]]:
+        """Advantages that need log-probs (a KL in the reward) or all of the rollout (batch_std)."""
+        done: list[list[Batch]] = []
+        for batches, here in zip(parts, groups, strict=True):
+            penalties = [self._penalty(batch, ctx) for batch in batches]
+            if self.point.advantage == "batch_std":
+                rewards = torch.tensor([reward for group in here for reward in group.rewards])
+                late = [
+                    per_token(batch, rewards) - to_go(penalty, batch.mask, batch.segments).cpu()
+                    for batch, penalty in zip(batches, penalties, strict=True)
+                ]
+            else:
+                late = self._group_late(batches, penalties, here)
+            done.append([batch.with_extra(advantages=a) for batch, a in zip(batches, late, strict=True)])
+        if self.point.advantage == "batch_std":
+            flat = [batch for batches in done for batch in batches]
+            white = iter(
+                whitened(
+                    [b.extra["advantages"].to(ctx.device) for b in flat], [b.mask.to(ctx.device) for b in flat], ctx.ops
+                )
+            )
+            done = [[batch.with_extra(advantages=next(white)) for batch in batches] for batches in done]
+        return done
+
+    def _penalty(self, batch: Batch, ctx: Context) -> Tensor:
+        """[B, T]: β times the KL estimate of each token; 0 without one in the reward."""
+        if not (self.point.kl > 0 and self.point.kl_place == "reward"):
+            return torch.zeros_like(batch.mask)
+        kl = kl_estimate(batch.extra["old"], batch.extra["reference"], self.point.estimator)
+        return self.point.kl * kl.cpu()
+
+    def _group_late(self, batches: list[Batch], penalties: list[Tensor], groups: Sequence[Group]) -> list[Tensor]:
+        """Advantages within groups, of rewards less the summed penalty of each answer."""
+        taken: dict[int, float] = {}
+        for batch, penalty in zip(batches, penalties, strict=True):
+            width = batch.extra["number"].shape[1]
+            sums = LocalOps().sequence_sum(penalty * (batch.mask != 0), batch.segments, width)
+            here = batch.extra["length"] > 0
+            for number, value in zip(batch.extra["number"][here].tolist(), sums[here].tolist(), strict=True):
+                taken[int(number)] = value
+        advantages: list[float] = []
+        for group in groups:
+            less = [r - taken[len(advantages) + i] for i, r in enumerate(group.rewards)]
+            advantages += group_advantages(less, self.point.advantage)
+        return [per_token(batch, torch.tensor(advantages)) for batch in batches]
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Nothing to control."""
@@ -156,35 +269,54 @@ class GRPO:
         self.next_prompt = state["next_prompt"]
 
 
-def group_samples(groups: Sequence[Group]) -> list[Sample]:
-    """Prompt + answer of every completion; only the answer's tokens, its stop token among them, weigh."""
-    samples = []
+def split(groups: Sequence[Group], parts: int) -> list[list[Group]]:
+    """Contiguous parts of about equally many groups; never an empty one."""
+    bounds = [round(i * len(groups) / parts) for i in range(parts + 1)]
+    return [list(groups[a:b]) for a, b in itertools.pairwise(bounds) if b > a]
+
+
+def per_token(batch: Batch, values: Tensor) -> Tensor:
+    """[B, T]: the value of each segment's answer on its scored tokens, by the number that the sample carries."""
+    numbers = batch.extra["number"].long()
+    return spread(values[numbers] * (batch.extra["length"] > 0), batch.segments) * (batch.mask != 0)
+
+
+def shaped(group: Group, config: GRPOConfig) -> Group:
+    """With the overlong penalty in the reward, logged by its own name."""
+    if not config.overlong_buffer:
+        return group
+    figures = []
+    for completion, values in zip(group.completions, group.figures, strict=True):
+        penalty = overlong_penalty(len(completion.token_ids), config.max_tokens, config.overlong_buffer)
+        penalty *= config.overlong_penalty
+        figures.append({**values, "reward": values["reward"] + penalty, "overlong_penalty": penalty})
+    return replace(group, figures=tuple(figures))
+
+
+def group_samples(
+    groups: Sequence[Group], config: GRPOConfig | None = None, point: Point | None = None
+) -> list[Sample]:
+    """Prompt + answer of every completion; only the answer's tokens, its stop token among them, weigh.
+
+    length: scored tokens of the answer; number: of the answer in this list.
+    """
+    samples: list[Sample] = []
     for group in groups:
         prompt = group.prompt.ids
-        for completion, advantage in zip(group.completions, group_advantages(group.rewards), strict=True):
+        advantages = group_advantages(group.rewards, point.advantage if point is not None else "group_std")
+        for completion, advantage in zip(group.completions, advantages, strict=True):
             n = len(completion.token_ids)
             before = [0.0] * len(prompt)
+            cut = config is not None and config.mask_truncated and completion.finish_reason == "length"
             samples.append(
                 Sample(
                     ids=prompt + completion.token_ids,
-                    weights=before + [1.0] * n,
+                    weights=before + [0.0 if cut else 1.0] * n,
                     per_token={
                         "advantages": before + [advantage] * n,
                         "sampled": before + list(completion.logprobs),
                     },
+                    per_segment={"length": float(n), "number": float(len(samples))},
                 )
             )
     return samples
-
-
-def group_figures(groups: Sequence[Group]) -> dict[str, float]:
-    """Means of every figure that the judges gave, over the answers that have it; spread of the groups, lengths."""
-    answers = [figures for group in groups for figures in group.figures]
-    names = sorted({name for figures in answers for name in figures})
-    result = {name: statistics.fmean([figures[name] for figures in answers if name in figures]) for name in names}
-    completions = [completion for group in groups for completion in group.completions]
-    result["reward_std"] = statistics.fmean([statistics.pstdev(group.rewards) for group in groups])
-    result["zero_spread"] = statistics.fmean([max(g.rewards) == min(g.rewards) for g in groups])
-    result["completion_tokens"] = statistics.fmean([len(c.token_ids) for c in completions])
-    result["ended"] = statistics.fmean([c.finish_reason == "stop" for c in completions])
-    return result

@@ -1,4 +1,4 @@
-"""Direct preference optimisation: the reward model is the policy itself (Rafailov et al. 2023, eq. 7).
+"""Preference optimisation: the reward model is the policy itself (Rafailov et al. 2023, eq. 7).
 
 For a prompt with a chosen and a rejected answer, with s = Σ log p over the answer's tokens:
 
@@ -7,8 +7,8 @@ For a prompt with a chosen and a rejected answer, with s = Σ log p over the ans
 
 The NLL term (Pang et al. 2024, "Iterative Reasoning Preference Optimization") works against likelihood
 displacement: plain DPO may lower the chosen answer too, as long as the rejected one falls faster. At
-step 0 the loss is log 2 + α · NLL. A pair stands in one row as two segments, so it never crosses a
-micro-batch. It does not handle unpaired feedback.
+step 0 the loss is log 2 + α · NLL. Its relatives (IPO, hinge, SimPO, CPO, ORPO …) are in pair_loss.py. A pair
+stands in one row as two segments, so it never crosses a micro-batch. It does not handle unpaired feedback (kto.py).
 
 Shapes: `B` rows, `T` tokens, `S` segments per row, `P` pairs of the micro-batch.
 """
@@ -16,24 +16,23 @@ Shapes: `B` rows, `T` tokens, `S` segments per row, `P` pairs of the micro-batch
 from __future__ import annotations
 
 import hashlib
-import random
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid
-
-from sekkei.core.errors import ConfigError
-from sekkei.core.seed import derive_seed
+from sekkei.core import atomic
+from sekkei.core.errors import ConfigError, UserError
 from sekkei.data.batch import Batch, Sample, lay_out
 from sekkei.data.packing import pack
-from sekkei.model.output import Output
+from sekkei.objectives.pair_loss import DPOLoss, PairKind, by_pair, sequence_logprobs
+from sekkei.objectives.passes import Passes
 from sekkei.objectives.sft import row_length
-from sekkei.parallel.ops import Ops
+from sekkei.parallel.ops import LocalOps
 from sekkei.train.loop import LoopConfig
-from sekkei.train.objective import Context, Mean, Metrics, Update
+from sekkei.train.objective import Context, Update
 from sekkei.train.optim import OptimConfig
 
 
@@ -69,8 +68,9 @@ class PairingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DPOConfig:
-    """Preference optimisation. beta: pull to the reference. nll: weight of the chosen answers' NLL.
-    pairs: of the global batch. micro_tokens: tokens per forward pass, about.
+    """Preference optimisation. loss: which of pair_loss.py. beta: pull to the reference. nll: weight of the chosen
+    answers' NLL. smoothing, gamma: see `DPOLoss`. pairs: of the global batch. micro_tokens: tokens per forward pass,
+    about.
     """
 
     steps: int
@@ -81,13 +81,21 @@ class DPOConfig:
     micro_tokens: int = 8192
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    loss: PairKind = "sigmoid"
+    smoothing: float = 0.0
+    gamma: float = 0.0
 
     def __post_init__(self) -> None:
         for key in ("steps", "pairs", "micro_tokens"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
-        if self.beta <= 0 or self.nll < 0:
-            raise ConfigError("beta", f"beta={self.beta} must be > 0 and nll={self.nll} >= 0")
+        if self.loss in ("cpo", "orpo") and self.nll == 0:
+            raise ConfigError("nll", f"got 0, but {self.loss} has no reference: this term (1 in the paper) holds it")
+        self.make_loss()
+
+    def make_loss(self) -> DPOLoss:
+        """The loss that these settings name."""
+        return DPOLoss(self.beta, self.nll, self.loss, self.smoothing, self.gamma)
 
 
 @dataclass(frozen=True)
@@ -99,86 +107,52 @@ class Pair:
     rejected: tuple[int, ...]
     kind: str = ""
 
-    def samples(self, index: int) -> tuple[Sample, Sample]:
-        """Chosen and rejected as samples; only the answers' tokens weigh."""
+    def samples(self, index: int, ref: tuple[float, float] | None = None) -> tuple[Sample, Sample]:
+        """Chosen and rejected as samples; only the answers' tokens weigh.
+
+        Args:
+            index: the pair's number in its batch. ref: the reference's log-probability of both, where it is known.
+        """
         both = []
-        for answer, sign in ((self.chosen, 1.0), (self.rejected, -1.0)):
+        for side, (answer, sign) in enumerate(((self.chosen, 1.0), (self.rejected, -1.0))):
             weights = [0.0] * len(self.prompt) + [1.0] * len(answer)
+            known = {} if ref is None else {"ref": ref[side]}
             both.append(
-                Sample(ids=self.prompt + answer, weights=weights, per_segment={"sign": sign, "pair": float(index)})
+                Sample(
+                    ids=self.prompt + answer, weights=weights, per_segment={"sign": sign, "pair": float(index), **known}
+                )
             )
         return both[0], both[1]
 
 
-@dataclass(frozen=True)
-class DPOLoss:
-    """The sigmoid loss with an optional NLL term.
+def sound_pairs(pairs: Sequence[Pair], longest: int | None = None) -> tuple[list[int], dict[str, float]]:
+    """Leave out what teaches nothing: equal sides, an empty answer, more than `longest` tokens.
 
-    beta: strength of the pull to the reference. nll: weight α of the chosen answers' NLL.
+    Equal sides have gradient 0 and only pull the mean loss to log 2; an empty answer has no token to score (an answer
+    that ends has its stop token at least).
+
+    Returns:
+        indices of the others, in order, and how many were left out for which reason (only reasons that occurred).
     """
-
-    beta: float
-    nll: float
-    wants: frozenset[str] = frozenset({"logprobs"})
-    temperature: float = 1.0
-
-    def units(self, batch: Batch) -> dict[str, Tensor]:
-        return {"pairs": (batch.extra["sign"] > 0).sum(), "tokens": (batch.mask * _chosen(batch)).sum()}
-
-    def terms(self, out: Output, batch: Batch, ops: Ops) -> tuple[dict[str, Tensor], Metrics]:
-        assert out.logprobs is not None
-        sums = sequence_logprobs(out.logprobs, batch, ops)
-        rewards = self.beta * (sums - batch.extra["ref"])
-        chosen, rejected = by_pair(rewards, batch)
-        margin = chosen - rejected
-        nll = -(out.logprobs * batch.mask * _chosen(batch)).sum()
-        terms = {"pairs": -logsigmoid(margin).sum(), "tokens": self.nll * nll}
-        return terms, preference_metrics(chosen, rejected, *by_pair(sums, batch))
+    kept: list[int] = []
+    dropped: Counter[str] = Counter()
+    for index, pair in enumerate(pairs):
+        if not pair.chosen or not pair.rejected:
+            dropped["pairs/dropped_empty"] += 1
+        elif pair.chosen == pair.rejected:
+            dropped["pairs/dropped_equal"] += 1
+        elif longest is not None and len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) > longest:
+            dropped["pairs/dropped_long"] += 1
+        else:
+            kept.append(index)
+    return kept, {name: float(count) for name, count in dropped.items()}
 
 
-def sequence_logprobs(logprobs: Tensor, batch: Batch, ops: Ops) -> Tensor:
-    """[B, T] -> [B, S]: log-probability of each segment's scored tokens."""
-    return ops.sequence_sum(logprobs * batch.mask, batch.segments, batch.extra["sign"].shape[1])
-
-
-def by_pair(values: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """[B, S] -> values of chosen and rejected, each [P], in the order of the pairs' numbers."""
-    sign, pair = batch.extra["sign"], batch.extra["pair"]
-    both = []
-    for wanted in (1.0, -1.0):
-        here = sign == wanted
-        order = pair[here].argsort(stable=True)
-        both.append(values[here][order])
-    return both[0], both[1]
-
-
-def preference_metrics(chosen: Tensor, rejected: Tensor, logps_chosen: Tensor, logps_rejected: Tensor) -> Metrics:
-    """The figures that practitioners read: rewards, margins, accuracies (ties count half), log-probs."""
-    count = torch.tensor(float(len(chosen)))
-    margin = (chosen - rejected).detach()
-    wins = (margin > 0).float() + 0.5 * (margin == 0).float()
-    ranked = (logps_chosen > logps_rejected).float()
-    named = {
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/margins": margin,
-        "rewards/accuracies": wins,
-        "logps/chosen": logps_chosen,
-        "logps/rejected": logps_rejected,
-        "logps/accuracies": ranked,
-    }
-    return {name: Mean(value.detach().sum(), count.to(value)) for name, value in named.items()}
-
-
-def _chosen(batch: Batch) -> Tensor:
-    """[B, T]: 1 on tokens of chosen segments."""
-    signs = torch.nn.functional.pad(batch.extra["sign"], (1, 0))  # column 0 serves the padding, segment -1
-    return (signs.gather(1, batch.segments + 1) > 0).float()
-
-
-def pair_batches(pairs: Sequence[Pair], micro_tokens: int) -> list[Batch]:
+def pair_batches(
+    pairs: Sequence[Pair], micro_tokens: int, refs: Sequence[tuple[float, float]] | None = None
+) -> list[Batch]:
     """Lay pairs into micro-batches; both answers of a pair stand in the same row."""
-    samples = [pair.samples(i) for i, pair in enumerate(pairs)]
+    samples = [pair.samples(i, None if refs is None else refs[i]) for i, pair in enumerate(pairs)]
     lengths = [a.length + b.length for a, b in samples]
     tokens = row_length(max(lengths))
     rows = [[sample for i in row for sample in samples[i]] for row in pack(lengths, tokens)]
@@ -188,44 +162,62 @@ def pair_batches(pairs: Sequence[Pair], micro_tokens: int) -> list[Batch]:
 
 
 class Preference:
-    """DPO over a fixed set of pairs, shuffled anew for every pass.
+    """Preference optimisation over a fixed set of pairs, shuffled anew for every pass.
 
     Args:
         pairs_per_step: of the global batch. micro_tokens: tokens per forward pass, about.
+        refs: the reference's log-probabilities of every pair's sides (`reference_logprobs`); then no reference model
+            is needed while training. None: it scores every batch.
+        longest: tokens that a prompt and an answer may have together; None: any.
     Raises:
         ConfigError: there are no pairs.
     """
 
-    needs: frozenset[str] = frozenset({"reference"})
-
-    def __init__(self, pairs: Sequence[Pair], loss: DPOLoss, pairs_per_step: int, micro_tokens: int) -> None:
-        if not pairs:
-            raise ConfigError("dpo", "there are no preference pairs: the policy never differs from itself")
-        self.pairs, self.loss = list(pairs), loss
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        loss: DPOLoss,
+        pairs_per_step: int,
+        micro_tokens: int,
+        refs: Sequence[tuple[float, float]] | None = None,
+        longest: int | None = None,
+    ) -> None:
+        if refs is not None and len(refs) != len(pairs):
+            raise ValueError(f"{len(refs)} reference scores for {len(pairs)} pairs")
+        kept, self.dropped = sound_pairs(pairs, longest)
+        self.pairs = [pairs[i] for i in kept]
+        if not self.pairs:
+            left_out = ", ".join(f"{int(n)} {name.rpartition('_')[2]}" for name, n in self.dropped.items())
+            raise ConfigError(
+                "dpo",
+                "there are no preference pairs: the policy never differs from itself"
+                + (f" (left out: {left_out})" if left_out else ""),
+            )
+        self.refs = None if refs is None else [refs[i] for i in kept]
+        self.loss = loss
         self.pairs_per_step, self.micro_tokens = pairs_per_step, micro_tokens
         self.next_pair = 0
-        self.order: list[int] = []
-        self.order_of: tuple[int, int] | None = None
+        self.passes = Passes("pairs", len(self.pairs))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        scores = self.loss.needs_reference and self.refs is None
+        return frozenset({"reference"}) if scores else frozenset()
 
     def next_step(self, ctx: Context) -> list[Update]:
-        chosen = [self._pair(ctx.seed, self.next_pair + i) for i in range(self.pairs_per_step)]
+        taken = [self.passes.index(ctx.seed, self.next_pair + i) for i in range(self.pairs_per_step)]
         self.next_pair += self.pairs_per_step
-        batches = with_reference(pair_batches(chosen, self.micro_tokens), ctx)
+        refs = None if self.refs is None else [self.refs[i] for i in taken]
+        batches = pair_batches([self.pairs[i] for i in taken], self.micro_tokens, refs)
+        if "reference" in self.needs:
+            batches = with_reference(batches, ctx)
         return [Update("policy", batches, self.loss)]
-
-    def _pair(self, seed: int, index: int) -> Pair:
-        epoch, within = divmod(index, len(self.pairs))
-        if self.order_of != (seed, epoch):
-            self.order = list(range(len(self.pairs)))
-            random.Random(derive_seed("pairs", seed, epoch)).shuffle(self.order)
-            self.order_of = (seed, epoch)
-        return self.pairs[self.order[within]]
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Nothing to control."""
 
     def step_metrics(self) -> Mapping[str, float]:
-        return {}
+        return self.dropped
 
     def state_dict(self) -> dict[str, Any]:
         return {"next_pair": self.next_pair, "pairs": fingerprint(self.pairs)}
@@ -237,13 +229,52 @@ class Preference:
 
 
 def with_reference(batches: Sequence[Batch], ctx: Context) -> list[Batch]:
-    """Add the reference model's log-probability of every segment as `extra["ref"]` [B, S]."""
+    """Add the reference model's log-probability of every segment as `extra["ref"]` [B, S].
+
+    `score` gives whole rows on every rank, so the sum needs no other rank.
+    """
     done = []
     for batch in batches:
         out = ctx.score("reference", batch, frozenset({"logprobs"}), 1.0)
         assert out.logprobs is not None
-        done.append(batch.with_extra(ref=sequence_logprobs(out.logprobs, batch.to(ctx.device), ctx.ops)))
+        done.append(batch.with_extra(ref=sequence_logprobs(out.logprobs, batch.to(ctx.device), LocalOps())))
     return done
+
+
+def reference_logprobs(
+    pairs: Sequence[Pair], ctx: Context, micro_tokens: int, weights: str, cache: Path | None = None
+) -> list[tuple[float, float]]:
+    """The reference's log-probability of both sides of every pair, computed once.
+
+    The pairs are batched in their order, so the result does not depend on the order of training.
+
+    Args:
+        weights: a name for the reference's weights and the dtype that they are run in; with the pairs themselves it
+            is the key under which `cache`, a JSON file, is used again.
+    Raises:
+        UserError: a log-probability is not finite.
+    """
+    key = f"{weights} {fingerprint(pairs)}"
+    if cache is not None and cache.exists():
+        found = json.loads(cache.read_text(encoding="utf-8"))
+        if found.get("key") == key:
+            return [(chosen, rejected) for chosen, rejected in found["logprobs"]]
+    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i].prompt) - len(pairs[i].chosen))
+    scores: dict[int, tuple[float, float]] = {}
+    for start in range(0, len(order), 64):  # rows of one length per chunk: short pairs do not pay for long ones
+        chunk = order[start : start + 64]
+        batches = with_reference(pair_batches([pairs[i] for i in chunk], micro_tokens), ctx)
+        for batch in batches:
+            sides = by_pair(batch.extra["ref"].cpu(), batch)
+            numbers, _ = by_pair(batch.extra["pair"], batch)
+            for number, chosen, rejected in zip(numbers.tolist(), *(side.tolist() for side in sides), strict=True):
+                scores[chunk[int(number)]] = chosen, rejected
+    result = [scores[i] for i in range(len(pairs))]
+    if not all(abs(value) < float("inf") for both in result for value in both):
+        raise UserError("the reference model gives a log-probability that is not finite; its weights are broken")
+    if cache is not None:
+        atomic.write_text(cache, json.dumps({"key": key, "logprobs": result}) + "\n")
+    return result
 
 
 def fingerprint(pairs: Sequence[Pair]) -> str:
@@ -267,7 +298,7 @@ def preference_accuracy(batches: Sequence[Batch], ctx: Context) -> dict[str, flo
         batch = cpu_batch.to(ctx.device)
         out = ctx.score("policy", batch, frozenset({"logprobs"}), 1.0)
         assert out.logprobs is not None
-        sums = sequence_logprobs(out.logprobs, batch, ctx.ops)
+        sums = sequence_logprobs(out.logprobs, batch, LocalOps())
         chosen, rejected = by_pair(sums - batch.extra["ref"], batch)
         rewarded += float((chosen > rejected).sum() + 0.5 * (chosen == rejected).sum())
         chosen, rejected = by_pair(sums, batch)

@@ -30,16 +30,20 @@ class PretrainConfig:
 
     Args:
         steps: optimizer steps. context: tokens per row. rows: rows of the global batch. micro_rows: rows per
-            forward pass. mixture: domain -> share of rows. rope_factor: rescales positions from this stage
-            on, for a context longer than the one before: slow rotations are divided by it, fast ones, which tell
-            neighbours apart, stay (`llama3` in model/config.py). eval_every: steps between two measures of held-out
-            bits per byte, which choose the best checkpoint where one falls on them; 0 = never.
+            forward pass. mixture: domain -> share of rows. opening: the same for the first `opening_steps`
+            (for all where the stage is shorter).
+            rope_factor: rescales positions from this stage on, for a context longer than the one before: slow
+            rotations are divided by it, fast ones, which tell neighbours apart, stay (`llama3` in model/config.py).
+            eval_every: steps between two measures of held-out bits per byte, which choose the best checkpoint where
+            one falls on them; 0 = never.
     """
 
     steps: int
     context: int
     rows: int
     mixture: dict[str, float]
+    opening: dict[str, float] = field(default_factory=dict)
+    opening_steps: int = 0
     micro_rows: int = 16
     rope_factor: float = 1.0
     eval_every: int = 100
@@ -55,6 +59,12 @@ class PretrainConfig:
         if self.rope_factor < 1:
             raise ConfigError("rope_factor", f"got {self.rope_factor}, must be >= 1 (1 = positions as they are)")
         check_mixture(self.mixture, "mixture")
+        if self.opening_steps < 0:
+            raise ConfigError("opening_steps", f"got {self.opening_steps}, must be >= 0")
+        if bool(self.opening) != bool(self.opening_steps):
+            raise ConfigError("opening", f"a mixture and opening_steps={self.opening_steps} > 0 go together")
+        if self.opening:
+            check_mixture(self.opening, "opening")
 
     @property
     def tokens(self) -> int:

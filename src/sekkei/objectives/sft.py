@@ -45,13 +45,15 @@ class SFTConfig:
     """Instruction tuning.
 
     Args:
-        examples: conversations of the global batch. everyday: share of everyday turns, the rest are chains.
+        examples: conversations of the global batch. everyday: share of everyday turns; refusals: of harmful
+            requests refused and harmless ones answered; the rest are chains.
         conversations: distinct everyday conversations. micro_tokens: tokens per forward pass, about.
     """
 
     steps: int
     examples: int = 64
     everyday: float = 0.3
+    refusals: float = 0.05
     conversations: int = 20_000
     micro_tokens: int = 8192
     gate: GateConfig = field(default_factory=GateConfig)
@@ -62,8 +64,11 @@ class SFTConfig:
         for key in ("steps", "examples", "conversations", "micro_tokens"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
-        if not 0 <= self.everyday <= 1:
-            raise ConfigError("everyday", f"got {self.everyday}, must be a share in 0 … 1")
+        for key in ("everyday", "refusals"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ConfigError(key, f"got {getattr(self, key)}, must be a share in 0 … 1")
+        if self.everyday + self.refusals > 1:
+            raise ConfigError("refusals", f"everyday={self.everyday} and refusals={self.refusals} sum to more than 1")
 
 
 def row_length(longest: int) -> int:

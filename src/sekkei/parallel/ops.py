@@ -4,17 +4,21 @@ A loss is a sum over tokens or sequences. Sums over tokens need nothing from her
 quantity does: DPO, reward models and GSPO are nonlinear in it, and where a row is split over ranks a
 local sum would give a wrong gradient. `sequence_sum` is therefore the only way to one.
 
-This file holds the contract and its single-process form; a layout brings its own.
+This file holds the contract, its single-process form, and that of a layout. There, what is one per *sequence* is
+computed alike on all context-parallel ranks: whoever adds such terms over ranks divides them by cp first.
 
 Shapes: `B` rows, `T` tokens, `S` segments per row.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from sekkei.parallel.layout import Mesh
 
 
 class Ops(Protocol):
@@ -38,3 +42,20 @@ class LocalOps:
 
     def all_sum(self, x: Tensor) -> Tensor:
         return x
+
+
+class MeshOps:
+    """A row's tokens lie on the ranks of `mesh.cp`; other rows on those of `mesh.dp`."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+
+    def sequence_sum(self, x: Tensor, segments: Tensor, count: int) -> Tensor:
+        from sekkei.parallel.collectives import total
+
+        return total(LocalOps().sequence_sum(x, segments, count), self.mesh.cp)
+
+    def all_sum(self, x: Tensor) -> Tensor:
+        from sekkei.parallel.collectives import all_reduced
+
+        return all_reduced(x, self.mesh.data)

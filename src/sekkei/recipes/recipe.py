@@ -7,8 +7,9 @@ tokens, never seconds.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from sekkei.objectives.grpo import GRPOConfig
 from sekkei.objectives.preference import DPOConfig
 from sekkei.objectives.pretrain import PretrainConfig
 from sekkei.objectives.sft import SFTConfig
+from sekkei.parallel.layout import Layout
 from sekkei.text.tokenizer import TokenizerConfig
 
 MAX_EXTENDS = 8
@@ -33,6 +35,7 @@ class Recipe:
 
     Args:
         name: of the run. seed: of everything random. tracker: where metrics are mirrored.
+        layout: how training is spread over processes.
         pretrain: stages in order, by name.
     """
 
@@ -41,6 +44,7 @@ class Recipe:
     pretrain: dict[str, PretrainConfig]
     seed: int = 0
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    layout: Layout = field(default_factory=Layout)
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     sft: SFTConfig | None = None
@@ -62,20 +66,25 @@ class Recipe:
                     f"pretrain.{stage}.context",
                     f"{config.context} is more than model.max_context={self.model.max_context}",
                 )
-            for domain in config.mixture:
-                if domain not in DOMAINS:
-                    raise ConfigError(
-                        f"pretrain.{stage}.mixture.{domain}", f"no such domain; known: {', '.join(DOMAINS)}"
-                    )
+            for key in ("mixture", "opening"):
+                for domain in getattr(config, key):
+                    if domain not in DOMAINS:
+                        raise ConfigError(
+                            f"pretrain.{stage}.{key}.{domain}", f"no such domain; known: {', '.join(DOMAINS)}"
+                        )
         for key in ("dpo", "grpo"):
             if getattr(self, key) is not None and self.sft is None:
                 raise ConfigError(key, "needs the stage sft before it: a base model does not answer in turns")
+        if self.grpo is not None and self.grpo.reward_model:
+            raise ConfigError("grpo.reward_model", "no stage of a recipe trains a reward model; set 0")
         if self.model.vocab_size not in (0, self.tokenizer.vocab_size):
             raise ConfigError(
                 "model.vocab_size",
                 f"{self.model.vocab_size} differs from tokenizer.vocab_size={self.tokenizer.vocab_size}; leave it out",
             )
         self._check_lengths()
+        if self.layout.world > 1:
+            self.layout.check(replace(self.model, vocab_size=self.tokenizer.vocab_size))
 
     def _check_lengths(self) -> None:
         longest = {"eval.max_tokens": self.eval.max_tokens}
@@ -107,11 +116,25 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: no such recipe. ConfigError: a key that does not fit.
     """
-    data = loader.override(resolve(name), overrides)
+    written = resolve(name)
+    data = loader.override(written, overrides)
     stages = data.get("pretrain")
     if isinstance(stages, dict):  # null removes a stage that the base recipe has
         data["pretrain"] = {key: stage for key, stage in stages.items() if stage is not None}
-    return loader.from_mapping(Recipe, data)
+    try:
+        return loader.from_mapping(Recipe, data)
+    except ConfigError as error:
+        _check_stage_name(error.key, list(written.get("pretrain") or {}))
+        raise
+
+
+def _check_stage_name(key: str, known: Sequence[str]) -> None:
+    """An override may begin a new pretraining stage; one that is not complete is more likely a slip of the pen."""
+    parts = key.split(".")
+    if len(parts) > 1 and parts[0] == "pretrain" and parts[1] not in known:
+        near = difflib.get_close_matches(parts[1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the recipe has {', '.join(known) or 'none'}"
+        raise ConfigError(f"pretrain.{parts[1]}", f"no such stage; {hint} A new one needs all its keys ({key})")
 
 
 def resolve(name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from sekkei.report.folder import RunFolder
 from sekkei.report.style import BLUE, GREEN, GREY, INK, ORANGE, PALETTE, PURPLE, RED, Chart, percent_axis, styled
 
 _BUCKET = re.compile(r"bpb\.positions_([0-9]+)_([0-9]+)")
+MAX_RULES = 8  # of the cleaning rules shown one by one
 REASONING_BARS = (
     ("pass1_greedy", "greedy", BLUE),
     ("pass1_sampled", "one sample", ORANGE),
@@ -27,6 +28,9 @@ def data_waterfall(run: RunFolder) -> str | None:
     if pages is None or kept is None:
         return None
     dropped = sorted(run.under("data.dropped").items(), key=lambda item: (-item[1], item[0]))
+    rare = [count for _, count in dropped[MAX_RULES:]]
+    if len(rare) > 1:
+        dropped = [*dropped[:MAX_RULES], (f"{len(rare)} other rules", sum(rare))]
     chart = Chart("waterfall", "Pages kept and dropped by rule", height=0.9 + 0.3 * (len(dropped) + 2))
     (axes,) = chart.axes
     rows: list[tuple[str, float, float, str]] = [("pages", 0.0, pages, GREY)]

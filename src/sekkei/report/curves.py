@@ -6,7 +6,7 @@ Each function returns one SVG, or None where the run has no such records.
 from __future__ import annotations
 
 from sekkei.report.folder import RunFolder, Series
-from sekkei.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Chart, line, styled
+from sekkei.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Chart, legend_above, line, styled
 
 
 @styled
@@ -29,7 +29,8 @@ def pretraining(run: RunFolder) -> str | None:
             line(bits_axes, _tokens(bits, offset, unit), bits.values, color)
         held_out = run.series(f"pretrain.{key}", "heldout_bpb")
         if held_out:
-            label = None if held_out_named else "held out (the stage's largest domain)"
+            mixture = (run.recipe["pretrain"][key].get("mixture") or {}).items()
+            label = f"{key}: held-out {max(mixture, key=lambda item: item[1])[0]}" if mixture else f"{key}: held out"
             held_out_named = True
             bits_axes.plot(
                 _tokens(held_out, offset, unit), held_out.values, "o", markersize=4.5, color=color, label=label,
@@ -46,7 +47,7 @@ def pretraining(run: RunFolder) -> str | None:
     loss_axes.set_ylabel("training loss, nats per token")
     bits_axes.set_ylabel("bits per byte")
     if held_out_named:
-        bits_axes.legend(loc="best")
+        legend_above(bits_axes, offset=1.11)
     for axes in chart.axes:
         axes.set_xlabel(f"{unit_name} tokens read")
         axes.set_xlim(0, max(offset / unit, 1e-9))
@@ -97,10 +98,10 @@ def preferences(run: RunFolder) -> str | None:
             series = run.series("dpo", name)
             if series:
                 line(axes, series.steps, series.values, color, label)
-        axes.set_title(title)
+        axes.set_title(title, pad=20)
         axes.set_xlabel("step")
         if axes.get_legend_handles_labels()[1]:
-            axes.legend(loc="best")
+            legend_above(axes)
     chart.axes[2].set_ylim(-0.04, 1.04)
     return chart.svg()
 

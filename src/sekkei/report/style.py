@@ -102,6 +102,15 @@ def line(axes: Axes, x: Sequence[float], y: Sequence[float], color: str, label: 
     axes.plot(*_thin(x, running_mean(y, window)), color=color, label=label)
 
 
+def legend_above(axes: Axes, offset: float = 1.0) -> None:
+    """The legend on one line over the axes, where it hides no curve; `offset` in heights of the axes."""
+    entries = len(axes.get_legend_handles_labels()[1])
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, offset), ncols=max(entries, 1), borderaxespad=0, columnspacing=1.1,
+        handlelength=1.2,
+    )  # fmt: skip
+
+
 def running_mean(values: Sequence[float], window: int) -> np.ndarray:
     """[N] -> [N]: mean over about `window` neighbours, over fewer at the ends, as many on either side."""
     sums = np.concatenate(([0.0], np.cumsum(np.asarray(values, dtype=np.float64))))

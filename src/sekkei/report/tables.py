@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sekkei.report import words
 from sekkei.report.folder import RunFolder, SampleSet
+from sekkei.report.key_figures import key_figures
 from sekkei.text.chat import parse_reply
 from sekkei.text.tokenizer import END, THINK
 
@@ -72,24 +73,6 @@ def stages(run: RunFolder) -> Table:
             ]
         )
     return Table(("stage", "what it did", "time", "tokens/s · MFU", "peak GiB", "key figures"), rows)
-
-
-def key_figures(stage: str, figures: Mapping[str, float], most: int = 4) -> str:
-    """The figures that say most about a stage, in one line."""
-    tails = {
-        "data": ("data.pages", "data.kept", "data.bytes.docs", "data.bytes.code"),
-        "dpo": ("dpo.preference_accuracy.start", "dpo.preference_accuracy.end", "dpo.ranking_accuracy.end"),
-    }
-    label = stage.removeprefix("eval.")
-    if stage.startswith("eval.") and not stage.startswith("eval.pretrain."):
-        names = ("reasoning.{}.pass1_greedy", "reasoning.{}.pass1_sampled", "chat.{}.answered", "chat.{}.refused")
-        wanted: Sequence[str] = [name.format(label) for name in names]
-    elif stage in tails:
-        wanted = tails[stage]
-    else:
-        wanted = [name for name in figures if "positions" not in name and ".control." not in name][:most]
-    shown = [(name, figures[name]) for name in wanted if isinstance(figures.get(name), int | float)]
-    return " · ".join(f"{_short(name, label)} {words.figure(name, value)}" for name, value in shown)
 
 
 def bits_by_domain(run: RunFolder) -> Table | None:
@@ -232,13 +215,6 @@ def _speed(run: RunFolder, stage: str) -> str:
     used = run.series(stage, "mfu", machine=True).values
     shown = words.count(statistics.median(rates))
     return f"{shown} · {statistics.median(used):.0%}" if used else shown
-
-
-def _short(name: str, label: str) -> str:
-    """A figure's name without its stage: `reasoning.sft.pass1_greedy` is `pass1 greedy` in the stage eval.sft."""
-    rest = name.removeprefix(f"{label}.")
-    first, _, tail = rest.partition(f".{label}.")
-    return (tail or first).replace("_", " ").replace(".", " ")
 
 
 def _operations(name: str) -> str:

@@ -21,6 +21,7 @@ from sekkei.core import atomic
 from sekkei.core import config as loader
 from sekkei.data import corpus, pages
 from sekkei.data.code import docstring_facts, read_code
+from sekkei.data.recitals import recitals
 from sekkei.data.shards import write_shards
 from sekkei.data.tasks import chain
 from sekkei.recipes.recipe import Recipe
@@ -42,6 +43,7 @@ class DataStage:
     recipe: Recipe
     name: str = "data"
     version: int = 1
+    together: bool = False
     reads: tuple[str, ...] = ()
 
     @property
@@ -63,6 +65,9 @@ class DataStage:
                 pages.read_pages(folder), config.clean, lambda what, done, total: bar.update(done, what)
             )
         domains = {"docs": kept, "code": read_code(config.code), **corpus.generated(config, self.recipe.seed)}
+        held = config.heldout_percent
+        known = [doc for name in ("docs", "code") for doc in corpus.split_documents(domains[name], held)[0]]
+        domains["recitals"] = recitals(known, config.generated.recitals, self.recipe.seed)
         for name, documents in domains.items():
             write_documents(out / f"{name}.parquet", documents)
         write_ledger(out / "ledger.parquet", ledger)
@@ -104,6 +109,7 @@ class TokenizerStage:
     recipe: Recipe
     name: str = "tokenizer"
     version: int = 1
+    together: bool = False
     reads: tuple[str, ...] = ("data",)
 
     @property
@@ -141,6 +147,7 @@ class TokensStage:
     recipe: Recipe
     name: str = "tokens"
     version: int = 1
+    together: bool = False
     reads: tuple[str, ...] = ("data", "tokenizer")
 
     @property

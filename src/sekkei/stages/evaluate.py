@@ -24,6 +24,7 @@ from sekkei.parallel.ops import LocalOps
 from sekkei.recipes.recipe import Recipe
 from sekkei.stages.corpus import read_facts, splits_of
 from sekkei.stages.model_artifact import load_model
+from sekkei.stages.pretrain import initial_model
 from sekkei.stages.run import Figures, Run
 from sekkei.text.tokenizer import Tokenizer
 from sekkei.train.step import PlainStep
@@ -37,14 +38,15 @@ class BitsStage:
     """Held-out bits per byte of a pretraining checkpoint, by domain and by position.
 
     Where the stage rescaled positions, the checkpoint before it is measured too, rescaled but not trained:
-    the control that shows what training on long rows added.
+    the control that shows what training on long rows added. Before the first stage there are the initial weights.
     """
 
     recipe: Recipe
     key: str
     before: str | None
     rescaled: RopeScaling | None
-    version: int = 1
+    version: int = 2
+    together: bool = False
 
     @property
     def name(self) -> str:
@@ -75,10 +77,14 @@ class BitsStage:
         context = self.recipe.pretrain[self.key].context
         figures: Figures = {f"{prefix}.token_share": self._token_share}
         with run.console.bar(self.name, 0) as bar:
-            for done, domain in enumerate(BITS_DOMAINS):
-                bits = domain_bits(score, shards[domain], context, sizes, self.recipe.eval.tokens)
-                figures[f"{prefix}.bpb.{domain}"] = bits
-                bar.update(done, domain)
+            measured = {prefix: score}
+            if self.before is None:
+                measured["pretrain.start"] = scorer(run, initial_model(self.recipe, tokenizer))
+            for label, model in measured.items():
+                for done, domain in enumerate(BITS_DOMAINS):
+                    bits = domain_bits(model, shards[domain], context, sizes, self.recipe.eval.tokens)
+                    figures[f"{label}.bpb.{domain}"] = bits
+                    bar.update(done, domain)
             figures |= self._by_position(score, shards, sizes, prefix)
             if self.rescaled and self.before:
                 control = scorer(run, load_model(run.artifact(self.before) / "model", self.rescaled))
@@ -111,6 +117,7 @@ class EvaluateStage:
     checkpoint: str
     label: str
     version: int = 1
+    together: bool = False
 
     @property
     def name(self) -> str:

@@ -10,19 +10,16 @@ from typing import Any
 
 from sekkei.core.seed import derive_seed
 from sekkei.data.tasks import chain
-from sekkei.engine.engine import Engine
 from sekkei.engine.request import Completion
 from sekkei.objectives.grpo import GRPO
 from sekkei.objectives.rollout import Prompt
 from sekkei.recipes.recipe import Recipe
-from sekkei.stages.model_artifact import load_model, save_model
+from sekkei.stages.model_artifact import load_model, save_trained
 from sekkei.stages.run import Figures, Run
 from sekkei.stages.sft import SAMPLE_TURNS
-from sekkei.stages.training import sample_hook, train
+from sekkei.stages.training import Training, sample_hook
 from sekkei.text.chat import encode_prompt, parse_reply
 from sekkei.text.tokenizer import Tokenizer
-from sekkei.train.loop import Hook
-from sekkei.train.step import PlainStep
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,7 @@ class GRPOStage:
     before: str
     name: str = "grpo"
     version: int = 1
+    together: bool = True
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -47,26 +45,16 @@ class GRPOStage:
         config = self.recipe.grpo
         assert config is not None
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
-        policy = load_model(run.artifact(self.before) / "model")
-
-        def hooks(step: PlainStep, engine: Engine) -> list[tuple[int, Hook]]:
-            prompts = [encode_prompt(tokenizer, [{"role": "user", "content": turn}]) for turn in SAMPLE_TURNS]
-            every = min(run.recipe.eval.samples_every, max(1, config.steps // 4))
-            return [(every, sample_hook(run, self.name, engine, tokenizer, prompts))]
-
-        train(
-            run,
-            self.name,
-            out,
-            policy,
-            GRPO(lambda index: self.prompt(index, tokenizer), config, (tokenizer.end_id,)),
-            steps=config.steps,
-            optim=config.optim,
-            loop=config.loop,
-            context=256,
-            hooks=hooks,
-        )
-        save_model(policy, out / "model")
+        start = run.artifact(self.before) / "model"
+        policy = load_model(start)
+        others = {"reference": load_model(start)} if "reference" in config.needs else {}
+        training = Training(run, self.name, policy, config.loop, context=256, others=others)
+        prompts = [encode_prompt(tokenizer, [{"role": "user", "content": turn}]) for turn in SAMPLE_TURNS]
+        every = min(run.recipe.eval.samples_every, max(1, config.steps // 4))
+        objective = GRPO(lambda index: self.prompt(index, tokenizer), config, (tokenizer.end_id,))
+        hooks = [(every, sample_hook(training, tokenizer, prompts))]
+        training.train(out, objective, config.steps, config.optim, hooks)
+        save_trained(training, out)
         return {"grpo.rollouts": config.steps * config.prompts * config.samples}
 
     def prompt(self, index: int, tokenizer: Tokenizer) -> Prompt:

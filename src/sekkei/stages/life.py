@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sekkei.core import config as loader
-from sekkei.core import hardware
+from sekkei.core import dist, hardware
 from sekkei.core.progress import Console
-from sekkei.core.runlog import RunLock
+from sekkei.core.runlog import RunLock, SilentLog
 from sekkei.core.tracker import open_tracker
+from sekkei.parallel.layout import Mesh
 from sekkei.recipes.recipe import Recipe
 from sekkei.report.page import closing_screen, render
 from sekkei.stages.corpus import DataStage, TokenizerStage, TokensStage
@@ -57,18 +58,49 @@ def stages_of(recipe: Recipe) -> list[Stage]:
 
 
 def live(recipe: Recipe, folder: Path, selection: Selection, console: Console) -> None:
-    """Run a recipe in `folder`, from wherever it stands, and render its report.
+    """Run a recipe in `folder`, from wherever it stands, and render its report; as one rank of several, if it is one.
 
     Raises:
         UserError: whatever the user can mend; the folder then holds only whole things.
     """
+    ranks = dist.start(hardware.best_device().type) if dist.launched() else dist.Ranks(hardware.best_device())
+    try:
+        mesh = _mesh(recipe, ranks)
+        if ranks.first:
+            _live_first(recipe, folder, selection, console, ranks, mesh)
+        else:
+            hardware.tune_allocator()
+            run = Run(recipe, folder, Console(silent=True), SilentLog(folder / "metrics.jsonl"), ranks, mesh)
+            Runner(run, stages_of(recipe)).go(selection.until, selection.begin, selection.only, selection.force)
+    finally:
+        dist.finish()
+
+
+def _mesh(recipe: Recipe, ranks: dist.Ranks) -> Mesh | None:
+    """The recipe's layout over the processes there are; None for one alone.
+
+    Raises:
+        ConfigError: the layout needs another number of processes.
+    """
+    if recipe.layout.world != dist.world_size():
+        recipe.layout.check(recipe.model, dist.world_size())
+    return Mesh(recipe.layout, ranks.device.type) if dist.world_size() > 1 else None
+
+
+def _live_first(
+    recipe: Recipe, folder: Path, selection: Selection, console: Console, ranks: dist.Ranks, mesh: Mesh | None
+) -> None:
+    """The rank that keeps the books, or the only one."""
     open_folder(folder, recipe)
     with RunLock(folder):
         console.say(hardware.tune_allocator())
         tracker = open_tracker(recipe.tracker, folder, recipe.name, loader.to_mapping(recipe))
         try:
             with TrackedLog(folder / "metrics.jsonl", tracker) as log:
-                run = Run(recipe, folder, console, log)
+                run = Run(recipe, folder, console, log, ranks, mesh)
+                console.say(f"loop.dtype auto: {hardware.fast_dtype(run.device)} on this machine")
+                if mesh is not None:
+                    console.say(f"layout {recipe.layout.name}: {dist.world_size()} ranks")
                 Runner(run, stages_of(recipe)).go(selection.until, selection.begin, selection.only, selection.force)
         finally:
             tracker.close()

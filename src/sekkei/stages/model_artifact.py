@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 
 from sekkei.core import config as loader
+from sekkei.core import dist
 from sekkei.core.errors import UserError
 from sekkei.model.config import ModelConfig, RopeScaling
 from sekkei.model.transformer import Head, Transformer
+from sekkei.stages.training import Training
 from sekkei.train.checkpoint import read_sealed, write_sealed
 from sekkei.train.loop import load_model as copy_weights
 
@@ -20,6 +22,14 @@ def save_model(model: Transformer, folder: Path) -> None:
     """Write weights and config, atomically."""
     heads = [name for name in ("lm", "value", "reward") if getattr(model, f"{name}_head") is not None]
     write_sealed(folder, dict(model.named_parameters()), {"config": loader.to_mapping(model.config), "heads": heads})
+
+
+def save_trained(training: Training, out: Path) -> None:
+    """Write what a stage has trained as `<out>/model`, by the first rank; all take part in gathering it."""
+    model = training.model()
+    if training.run.ranks.first:
+        save_model(model, out / "model")
+    dist.barrier()
 
 
 def load_model(folder: Path, rescaled: RopeScaling | None = None) -> Transformer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import torch
@@ -9,25 +10,41 @@ import yaml
 
 from sekkei.core import config as loader
 from sekkei.core import hardware
+from sekkei.core.tracker import check_installed
+from sekkei.engine.engine import Engine
+from sekkei.engine.request import Request, Sampling
+from sekkei.evals.reasoning import VOTES
+from sekkei.model.attention import DenseAttend
+from sekkei.model.config import ModelConfig
 from sekkei.model.flops import count_parameters, flops_per_token, training_bytes
+from sekkei.model.init import build
 from sekkei.recipes.recipe import Recipe
+from sekkei.report import words
 from sekkei.stages.life import stages_of
+from sekkei.stages.training import compute_dtype
 
-UTILISATION = 0.3
-"""Of the measured matmul speed that training reaches: 25-35% on CPUs at widths of 128-512."""
-ANSWER_TOKENS = 100  # prompt and answer of the reasoning task, about
+ANSWER_TOKENS = 45  # prompt and answer of a laptop run, on average
 BASE_GIB = 0.9  # the process with its libraries, and the corpus in memory
+MOST_MEASURED = 5e8  # parameters: a larger model is not built for a trial
+TRIAL_TOKENS = 2048  # of a timed micro-batch
+TRIALS = 4  # of which the first warms up
+UTILISATION = 0.3  # of the measured matmul speed, where no trial was made
 
 
 def plan(recipe: Recipe) -> str:
-    """The resolved recipe, its stages, and parameters, tokens, FLOPs, memory and time."""
+    """The resolved recipe, its stages, and parameters, tokens, FLOPs, memory and time.
+
+    Raises:
+        ConfigError: its tracker is not installed.
+    """
+    check_installed(recipe.tracker)
     model = replace(recipe.model, vocab_size=recipe.tokenizer.vocab_size)
     parts = count_parameters(model)
     work = _training(recipe)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    peak = hardware.peak_flops(device, torch.bfloat16).flops
+    device = hardware.best_device()
+    fast = hardware.fast_dtype(device)
     flops = {name: tokens * flops_per_token(model, context) for name, (tokens, context, _) in work.items()}
-    memory = max(sum(training_bytes(model, rows, context).values()) for _, context, rows in work.values())
+    memory = max(sum(training_bytes(model, rows, context, fast).values()) for _, context, rows in work.values())
     lines = [
         "# resolved recipe",
         yaml.safe_dump(loader.to_mapping(recipe), sort_keys=False).rstrip(),
@@ -38,19 +55,96 @@ def plan(recipe: Recipe) -> str:
         "# costs",
         f"parameters   {sum(parts.values()):,}  ({', '.join(f'{name} {n:,}' for name, n in parts.items())})",
     ]
+    hardware.tune_allocator()  # as a run does
+    trial = _Trial(model, device, sum(parts.values()))
+    seconds = {name: flops[name] / trial.flops(recipe, name, context) for name, (_, context, _) in work.items()}
     for name, (tokens, context, _) in work.items():
-        seconds = flops[name] / (peak * UTILISATION)
         lines.append(
-            f"{name:<20} {tokens:>12,} tokens in rows of {context:<5} {flops[name]:.2e} FLOPs  about {seconds:,.0f} s"
+            f"{name:<20} {tokens:>12,} tokens in rows of {context:<5} {flops[name]:.2e} FLOPs  "
+            f"about {words.duration(seconds[name])}"
         )
-    seconds = sum(flops.values()) / (peak * UTILISATION)
+    answers = _answers(recipe)
+    for name, tokens in answers.items():
+        seconds[name] = tokens / trial.written_per_second()
+        lines.append(f"{name:<20} {tokens:>12,} tokens written {'':>25} about {words.duration(seconds[name])}")
     lines += [
-        f"in all       {sum(tokens for tokens, _, _ in work.values()):,} tokens, {sum(flops.values()):.2e} FLOPs",
+        f"in all       {sum(tokens for tokens, _, _ in work.values()):,} tokens trained on, "
+        f"{sum(flops.values()):.2e} FLOPs",
         f"memory       about {memory / hardware.GIB + BASE_GIB:.1f} GiB at the peak",
-        f"training     about {seconds / 60:.1f} min at {UTILISATION:.0%} of {peak:.2e} FLOP/s measured here; "
-        "rollouts, evaluation and data come on top",
+        f"time         about {words.duration(sum(seconds.values()))}, {trial.source}; data, tokenizer and "
+        "bits per byte come on top",
     ]
+    if recipe.layout.world > 1:
+        lines.append(
+            f"layout       {recipe.layout.name}: {recipe.layout.world} ranks; memory and time above are those of one "
+            "process that does it all, `sekkei plan` prices ranks"
+        )
     return "\n".join(lines)
+
+
+class _Trial:
+    """How fast this machine trains and writes with the recipe's model: short trials, or a share of its peak."""
+
+    def __init__(self, model: ModelConfig, device: torch.device, parameters: int) -> None:
+        self.config, self.device, self.parameters = model, device, parameters
+        self.measured = parameters <= MOST_MEASURED
+        self.model = build(model, 0).to(device) if self.measured else None
+        self.rates: dict[tuple[int, torch.dtype], float] = {}
+        self.source = (
+            "by short trials on this machine as it is now"
+            if self.measured
+            else f"at {UTILISATION:.0%} of the matmul speed measured here"
+        )
+
+    def flops(self, recipe: Recipe, stage: str, context: int) -> float:
+        """Model FLOPs per second of a forward and backward pass in rows of `context`."""
+        group, _, key = stage.partition(".")
+        part = recipe.pretrain[key] if group == "pretrain" else getattr(recipe, group)
+        dtype = compute_dtype(part.loop, self.device)
+        if (context, dtype) not in self.rates:
+            self.rates[context, dtype] = self._train(context, dtype)
+        return self.rates[context, dtype]
+
+    def _train(self, context: int, dtype: torch.dtype) -> float:
+        if self.model is None:
+            return hardware.peak_flops(self.device, dtype).flops * UTILISATION
+        rows = max(1, TRIAL_TOKENS // context)
+        ids = torch.zeros(rows, context, dtype=torch.int64, device=self.device)
+        positions = torch.arange(context, device=self.device).expand(rows, context)
+        best = float("inf")
+        for _ in range(TRIALS):
+            began = time.perf_counter()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                out = self.model(ids, positions, DenseAttend(ids), ids, frozenset({"logprobs"}), 1.0)
+            out.logprobs.sum().backward()
+            hardware.synchronize(self.device)
+            best = min(best, time.perf_counter() - began)
+        return rows * context * flops_per_token(self.config, context) / best
+
+    def written_per_second(self) -> float:
+        """Tokens of a batch of answers, prompts included."""
+        if self.model is None:  # one token of each answer at a time: memory-bound, about a tenth of training's speed
+            peak = hardware.peak_flops(self.device, hardware.fast_dtype(self.device)).flops
+            return peak * UTILISATION / 10 / (2 * self.parameters)
+        fast = hardware.fast_dtype(self.device)
+        engine = Engine(self.model, dtype=None if fast == torch.float32 else fast)
+        requests = [Request(prompt_ids=(1,) * 40, sampling=Sampling(max_tokens=32), n=8, seed=i) for i in range(16)]
+        began = time.perf_counter()
+        engine.generate(requests)
+        return 16 * 8 * 32 / (time.perf_counter() - began)
+
+
+def _answers(recipe: Recipe) -> dict[str, int]:
+    """Tokens that the model writes, by what for."""
+    sizes, found = recipe.eval, {}
+    written = ANSWER_TOKENS * 2 // 3  # the rest is the prompt
+    problems = sizes.problems * (1 + VOTES) + sizes.conversations + 2 * sizes.requests
+    asked = 1 + sum(part is not None for part in (recipe.sft, recipe.dpo, recipe.grpo))
+    found["eval.*"] = asked * problems * written
+    if recipe.grpo:
+        grpo = recipe.grpo
+        found["rollouts"] = grpo.steps * grpo.prompts * grpo.samples * written
+    return found
 
 
 def _training(recipe: Recipe) -> dict[str, tuple[int, int, int]]:

@@ -29,7 +29,6 @@ from sekkei.engine.request import Completion
 from sekkei.evals.reasoning import ChainExam
 from sekkei.objectives.preference import (
     DPOConfig,
-    DPOLoss,
     Pair,
     PairingConfig,
     Preference,
@@ -37,15 +36,12 @@ from sekkei.objectives.preference import (
     preference_accuracy,
     with_reference,
 )
-from sekkei.parallel.ops import LocalOps
 from sekkei.recipes.recipe import Recipe
-from sekkei.stages.model_artifact import load_model, save_model
+from sekkei.stages.model_artifact import load_model, save_trained
 from sekkei.stages.run import Figures, Run
-from sekkei.stages.training import autocast_dtype, check_length, train
+from sekkei.stages.training import Training, check_length
 from sekkei.text.chat import encode_prompt
 from sekkei.text.tokenizer import Tokenizer
-from sekkei.train.objective import Context
-from sekkei.train.step import PlainStep
 
 PAIRS = "pairs.jsonl"
 
@@ -57,6 +53,7 @@ class PreferencesStage:
     recipe: Recipe
     name: str = "preferences"
     version: int = 1
+    together: bool = False
     reads: tuple[str, ...] = ("tokenizer", "sft")
 
     @property
@@ -159,6 +156,7 @@ class DPOStage:
     recipe: Recipe
     name: str = "dpo"
     version: int = 1
+    together: bool = True
     reads: tuple[str, ...] = ("preferences", "sft")
 
     @property
@@ -175,28 +173,13 @@ class DPOStage:
                 "raise dpo.pairing.prompts or dpo.pairing.samples, or leave dpo out"
             )
         policy, reference = (load_model(run.artifact("sft") / "model") for _ in range(2))
-        reference.requires_grad_(False).to(run.device)
-        loss = DPOLoss(config.beta, config.nll)
-        ops = LocalOps()
-        models = {"policy": policy.to(run.device), "reference": reference}
-        step = PlainStep(models, ops, run.device, autocast_dtype(config.loop))
-        ctx = Context(models=models, ops=ops, device=run.device, seed=run.recipe.seed, score=step.score)
-        held_out = with_reference(pair_batches(pairs["test"], config.micro_tokens), ctx)
-        start = preference_accuracy(held_out, ctx)
-        train(
-            run,
-            self.name,
-            out,
-            policy,
-            Preference(pairs["train"], loss, config.pairs, config.micro_tokens),
-            steps=config.steps,
-            optim=config.optim,
-            loop=config.loop,
-            context=256,
-            others={"reference": reference},
-        )
-        end = preference_accuracy(held_out, ctx)
-        save_model(policy, out / "model")
+        training = Training(run, self.name, policy, config.loop, context=256, others={"reference": reference})
+        held_out = with_reference(pair_batches(pairs["test"], config.micro_tokens), training.ctx)
+        start = preference_accuracy(held_out, training.ctx)
+        objective = Preference(pairs["train"], config.make_loss(), config.pairs, config.micro_tokens)
+        training.train(out, objective, config.steps, config.optim)
+        end = preference_accuracy(held_out, training.ctx)
+        save_trained(training, out)
         return _before_and_after(start, end)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from sekkei.core.seed import derive_seed
 from sekkei.data.loader import MixtureLoader
 from sekkei.data.shards import open_shards
-from sekkei.engine.engine import Engine
 from sekkei.evals.bits import domain_bits
 from sekkei.model.config import RopeScaling
 from sekkei.model.init import build
@@ -18,12 +17,10 @@ from sekkei.model.transformer import Transformer
 from sekkei.objectives.pretrain import Pretrain, PretrainConfig
 from sekkei.recipes.recipe import Recipe
 from sekkei.stages.corpus import splits_of
-from sekkei.stages.model_artifact import load_model, save_model
+from sekkei.stages.model_artifact import load_model, save_trained
 from sekkei.stages.run import Figures, Run
-from sekkei.stages.training import sample_hook, train
+from sekkei.stages.training import Training, sample_hook
 from sekkei.text.tokenizer import Tokenizer
-from sekkei.train.loop import Hook
-from sekkei.train.step import PlainStep
 
 SAMPLE_PROMPTS = (
     "Return a list of",
@@ -33,6 +30,11 @@ SAMPLE_PROMPTS = (
 )
 
 
+def initial_model(recipe: Recipe, tokenizer: Tokenizer) -> Transformer:
+    """Untrained, as the first stage begins with it."""
+    return build(replace(recipe.model, vocab_size=tokenizer.vocab_size), recipe.seed)
+
+
 @dataclass(frozen=True)
 class PretrainStage:
     """One stage of the curriculum. The first starts from initial weights, the others from the one before."""
@@ -40,6 +42,7 @@ class PretrainStage:
     recipe: Recipe
     key: str
     version: int = 1
+    together: bool = True
 
     @property
     def name(self) -> str:
@@ -73,8 +76,8 @@ class PretrainStage:
     def config(self) -> Any:
         watched = {"quick_tokens": self.recipe.eval.quick_tokens, "samples_every": self.recipe.eval.samples_every}
         model = self.recipe.model if self.before is None else None
-        mixture = list(self.stage.mixture.items())  # its order decides which row is whose
-        return {"stage": self.stage, "mixture": mixture, "model": model, "rescaled": self.rescaled, "eval": watched}
+        order = [list(part) for part in (self.stage.mixture, self.stage.opening)]  # decides which row is whose
+        return {"stage": self.stage, "order": order, "model": model, "rescaled": self.rescaled, "eval": watched}
 
     def run(self, run: Run, out: Path) -> Figures:
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
@@ -88,34 +91,25 @@ class PretrainStage:
             derive_seed(run.recipe.seed, self.name),
             sizes,
             key=f"{self.name}.mixture",
+            opening=stage.opening,
+            opening_rows=min(stage.opening_steps, stage.steps) * stage.rows,
         )
         model = self._model(run, tokenizer)
         domain = max(stage.mixture, key=lambda name: stage.mixture[name])
 
-        def hooks(step: PlainStep, engine: Engine) -> list[tuple[int, Hook]]:
-            def held_out(done: int) -> Figures:
-                score = partial(step.score, "policy", wants=frozenset({"logprobs"}), temperature=1.0)
-                shard = shards[f"{domain}.heldout"]
-                bits = domain_bits(score, shard, stage.context, sizes, run.recipe.eval.quick_tokens)
-                return {"heldout_bpb": bits, "watched": bits}
+        training = Training(run, self.name, model, stage.loop, stage.context)
+        score = partial(training.step.score, "policy", wants=frozenset({"logprobs"}), temperature=1.0)
 
-            prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in SAMPLE_PROMPTS]
-            sample = sample_hook(run, self.name, engine, tokenizer, prompts)
-            return [(stage.eval_every, held_out), (run.recipe.eval.samples_every, sample)]
+        def held_out(done: int) -> Figures:
+            bits = domain_bits(score, shards[f"{domain}.heldout"], stage.context, sizes, run.recipe.eval.quick_tokens)
+            return {"heldout_bpb": bits, "watched": bits}
 
-        train(
-            run,
-            self.name,
-            out,
-            model,
-            Pretrain(loader, stage.rows, stage.micro_rows),
-            steps=stage.steps,
-            optim=stage.optim,
-            loop=stage.loop,
-            context=stage.context,
-            hooks=hooks,
-        )
-        save_model(model, out / "model")
+        prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in SAMPLE_PROMPTS]
+        sample = sample_hook(training, tokenizer, prompts)
+        objective = Pretrain(loader, stage.rows, stage.micro_rows)
+        hooks = [(stage.eval_every, held_out), (run.recipe.eval.samples_every, sample)]
+        training.train(out, objective, stage.steps, stage.optim, hooks)
+        save_trained(training, out)
         figures: Figures = {f"{self.name}.tokens": stage.tokens}
         for name, epochs in loader.epochs(stage.steps * stage.rows).items():
             figures[f"{self.name}.epochs.{name}"] = epochs
@@ -124,5 +118,4 @@ class PretrainStage:
     def _model(self, run: Run, tokenizer: Tokenizer) -> Transformer:
         if self.before is not None:
             return load_model(run.artifact(self.before) / "model", self.rescaled)
-        config = replace(run.recipe.model, vocab_size=tokenizer.vocab_size)
-        return build(config, run.recipe.seed)
+        return initial_model(run.recipe, tokenizer)

@@ -10,8 +10,10 @@
             done.json          key, digest of the artifact, figures: written last, so it means "whole"
 
 A stage's key is a hash of what its result depends on: the stage's version, its part of the recipe, the
-seed, the digests of what it reads, torch's version and the thread count. A finished stage with the same
-key is reused; one that was cut off with the same key goes on from its checkpoint; any other is redone.
+seed, the digests of what it reads, torch's version and the dtype that is fast here. The layout and the number of
+threads change the last bits only, so they are left out: a run that was cut off goes on with more ranks, or fewer. A
+finished stage with the same key is reused; one that was cut off with the same key goes on from its checkpoint; any
+other is redone.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,14 +37,19 @@ from safetensors import SafetensorError
 
 from sekkei.core import atomic, hardware
 from sekkei.core import config as loader
+from sekkei.core.dist import Ranks
 from sekkei.core.errors import UserError
 from sekkei.core.progress import Console
 from sekkei.core.runlog import RunLog
+from sekkei.parallel.layout import Mesh
 from sekkei.recipes.recipe import Recipe
+from sekkei.report import words
+from sekkei.report.key_figures import key_figures
 
 STARTED, DONE = "started.json", "done.json"
 WORKING = ("checkpoints", STARTED, DONE)  # parts of a stage's folder that are not its artifact
 RECORD = frozenset({"key", "digest", "parts", "figures", "seconds", "peak_gib"})  # what done.json holds
+NAME_WIDTH = 24  # of a stage on the console: eval.pretrain.reasoning
 Figures = dict[str, float]
 
 
@@ -66,6 +73,11 @@ class Stage(Protocol):
         """The parts of the recipe that its result depends on, as plain values."""
         ...
 
+    @property
+    def together(self) -> bool:
+        """Whether all ranks of a layout run it; else the first does, and the others wait."""
+        ...
+
     def run(self, run: Run, out: Path) -> Figures:
         """Write the artifact into `out` (which holds what an earlier, killed try left) and return its figures."""
         ...
@@ -79,7 +91,13 @@ class Run:
     folder: Path
     console: Console
     log: RunLog
-    device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    ranks: Ranks = field(default_factory=lambda: Ranks(hardware.best_device()))
+    mesh: Mesh | None = None
+    _peaks: dict[torch.dtype, float] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return self.ranks.device
 
     def artifact(self, stage: str) -> Path:
         return self.folder / stage
@@ -97,10 +115,11 @@ class Run:
             raise UserError(f"{path}: is damaged; remove that file and run again")
         return record
 
-    @cached_property
-    def peak_flops(self) -> float:
-        """Of this machine in bf16, for the model FLOP utilisation shown on the console."""
-        return hardware.peak_flops(self.device, torch.bfloat16).flops
+    def peak_flops(self, dtype: torch.dtype) -> float:
+        """Of this machine, for the model FLOP utilisation shown on the console; measured once per dtype."""
+        if dtype not in self._peaks:
+            self._peaks[dtype] = hardware.peak_flops(self.device, dtype).flops
+        return self._peaks[dtype]
 
 
 class Runner:
@@ -126,18 +145,32 @@ class Runner:
         """
         names = [stage.name for stage in self.stages]
         check_selection(names, until, begin, only)
-        atomic.sweep(self.run.folder)
-        atomic.write_text(
-            self.run.folder / "recipe.yaml", yaml.safe_dump(loader.to_mapping(self.run.recipe), sort_keys=False)
-        )
+        if self.run.ranks.first:
+            atomic.sweep(self.run.folder)
+            text = yaml.safe_dump(loader.to_mapping(self.run.recipe), sort_keys=False)
+            atomic.write_text(self.run.folder / "recipe.yaml", text)
         last = names.index(until) if until else len(names) - 1
         first_redone = names.index(begin) if begin else len(names)
         for index, stage in enumerate(self.stages[: last + 1]):
             if only is None or stage.name == only:
                 self._stage(stage, redo=force or index >= first_redone)
-            self.write_results()
+            self.run.ranks.first_does(self.write_results)
 
     def _stage(self, stage: Stage, redo: bool) -> None:
+        """Run a stage where it is not finished: the first rank decides and keeps the books."""
+        run, out = self.run, self.run.folder / stage.name
+        if not run.ranks.first_does(partial(self._begin, stage, redo)):
+            return
+        hardware.trim_memory()
+        began = time.monotonic()
+        with atomic.disk_errors(out), _tensor_disk_errors():
+            work = partial(stage.run, run, out)
+            figures = work() if stage.together else run.ranks.first_does(work)
+        seconds = time.monotonic() - began
+        run.ranks.first_does(partial(self._finish, stage, figures, seconds))
+
+    def _begin(self, stage: Stage, redo: bool) -> bool:
+        """Make the stage's folder ready; False where the stage is finished and reused."""
         run, out = self.run, self.run.folder / stage.name
         key, current = self._key(stage), self._current()
         for name in stage.reads:
@@ -145,12 +178,12 @@ class Runner:
                 raise UserError(f"{stage.name} reads the stage {name}, made by another recipe; run that first")
         done = run.done(stage.name)
         if done is not None and done["key"] == key and not redo:
-            run.console.say(f"{stage.name:<18} reused")
-            return
+            run.console.say(f"{stage.name:<{NAME_WIDTH}} {'reused':>12}")
+            return False
         for name in stage.reads:
             self._check_whole(name, current[name])
         if done is not None and not redo:
-            run.console.say(f"{stage.name:<18} what it depends on has changed: made anew")
+            run.console.say(f"{stage.name:<{NAME_WIDTH}} what it depends on has changed: made anew")
         if redo or not _begun(out, key):
             for record in (DONE, STARTED):  # first of all: what a kill leaves of the rest must not look whole
                 (out / record).unlink(missing_ok=True)
@@ -160,14 +193,14 @@ class Runner:
                 out.mkdir(parents=True)
             atomic.write_json(out / STARTED, {"key": key})
         (out / DONE).unlink(missing_ok=True)
-        hardware.trim_memory()
-        began = time.monotonic()
-        with atomic.disk_errors(out), _tensor_disk_errors():
-            figures = stage.run(run, out)
-        seconds = time.monotonic() - began
+        return True
+
+    def _finish(self, stage: Stage, figures: Figures, seconds: float) -> None:
+        """Seal the stage's artifact."""
+        run, out = self.run, self.run.folder / stage.name
         parts = artifact_parts(out)
         record = {
-            "key": key,
+            "key": json.loads((out / STARTED).read_text(encoding="utf-8"))["key"],
             "digest": atomic.sha256_json(parts),
             "parts": parts,
             "figures": figures,
@@ -175,7 +208,9 @@ class Runner:
             "peak_gib": hardware.peak_rss_gib(),
         }
         atomic.write_json(out / DONE, record)
-        run.console.say(f"{stage.name:<18} {seconds:5.0f} s   {summary(figures)}")
+        run.console.say(
+            f"{stage.name:<{NAME_WIDTH}} {words.duration(seconds):>12}   {key_figures(stage.name, figures)}"
+        )
 
     def _check_whole(self, name: str, done: Mapping[str, Any]) -> None:
         """An artifact that is about to be read is byte for byte what its stage wrote.
@@ -213,15 +248,15 @@ class Runner:
                 "seed": self.run.recipe.seed,
                 "inputs": inputs,
                 "torch": torch.__version__,
-                "threads": torch.get_num_threads(),
                 "device": self.run.device.type,
+                "fast_dtype": str(hardware.fast_dtype(self.run.device)),
             }
         )
 
     def write_results(self) -> None:
         """Gather the figures of the finished stages into results.json; what another recipe made is left out."""
         figures: Figures = {}
-        digests: dict[str, str] = {}
+        digests = {"recipe": recipe_digest(self.run.recipe)}
         seconds = peak = 0.0
         for name, done in self._current().items():
             figures |= done["figures"]
@@ -274,6 +309,11 @@ def open_folder(folder: Path, recipe: Recipe) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+def recipe_digest(recipe: Recipe) -> str:
+    """Of the resolved recipe: two runs of the same digest and versions are the same run."""
+    return atomic.sha256_json(loader.to_mapping(recipe))
+
+
 def artifact_parts(out: Path) -> dict[str, str]:
     """SHA-256 of each file or folder of the artifact, without checkpoints and records."""
     return {
@@ -287,16 +327,6 @@ def versions() -> dict[str, str]:
 
     names = ("sekkei", "torch", "tokenizers", "numpy", "resiliparse", "py3langid")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def summary(figures: Mapping[str, float], most: int = 6) -> str:
-    """The first figures of a stage on one line, their common prefix cut."""
-    shown = [(name, value) for name, value in figures.items() if not name.endswith((".low", ".high"))][:most]
-    parts = []
-    for name, value in shown:
-        short = ".".join(name.split(".")[-2:]) if "bpb" in name else name.split(".")[-1]
-        parts.append(f"{short} {value:.3g}" if value != int(value) else f"{short} {int(value):,}")
-    return "  ".join(parts)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Instruction tuning: demonstrations of the reasoning task in four styles, and everyday turns.
+"""Instruction tuning: demonstrations of the reasoning task in four styles, everyday turns, and a few refusals.
 
 The stage has a gate: reinforcement learning can only select what is sometimes sampled, so sampled pass@1 on
 held-out problems must reach a floor. Where it does not, training goes on for some more steps, a few times.
@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,18 @@ from sekkei.core import atomic
 from sekkei.core.errors import UserError
 from sekkei.core.seed import derive_seed
 from sekkei.data.batch import Sample
-from sekkei.data.tasks import chain, everyday
+from sekkei.data.tasks import chain, everyday, refusals
 from sekkei.engine.engine import Engine
 from sekkei.evals.reasoning import ChainExam, held_out_problems
 from sekkei.model.transformer import Transformer
 from sekkei.objectives.sft import SFT, sft_sample
 from sekkei.recipes.recipe import Recipe
 from sekkei.stages.corpus import read_facts
-from sekkei.stages.model_artifact import load_model, save_model
+from sekkei.stages.model_artifact import load_model, save_trained
 from sekkei.stages.run import Figures, Run
-from sekkei.stages.training import check_length, sample_hook, train
+from sekkei.stages.training import Training, check_length, sample_hook
 from sekkei.text.chat import encode_chat, encode_prompt
 from sekkei.text.tokenizer import Tokenizer
-from sekkei.train.loop import Hook
-from sekkei.train.step import PlainStep
 
 Example = Callable[[int], Sample]
 GATE = "gate.json"
@@ -46,6 +45,7 @@ class SFTStage:
     base: str
     name: str = "sft"
     version: int = 1
+    together: bool = True
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -65,8 +65,9 @@ class SFTStage:
         passed = _read_gate(out)
         while True:
             steps = config.steps + len(passed) * config.gate.extra_steps
-            self._train(run, out, model, tokenizer, example, steps)
-            reached = self._sampled_pass1(model, tokenizer)
+            training = self._train(run, out, model, tokenizer, example, steps)
+            model = training.model()
+            reached = run.ranks.first_does(partial(self._sampled_pass1, model, tokenizer))
             if reached >= config.gate.min_pass1_sampled:
                 break
             if len(passed) >= config.gate.rounds:
@@ -77,8 +78,10 @@ class SFTStage:
                 )
             run.console.say(f"  sft gate: sampled pass@1 {reached:.3f}, {config.gate.extra_steps} steps more")
             passed.append(reached)
-            atomic.write_json(out / GATE, passed)  # a resumed run must take the same decision
-        save_model(model, out / "model")
+            if run.ranks.first:
+                atomic.write_json(out / GATE, passed)  # a resumed run must take the same decision
+            model.requires_grad_(True)
+        save_trained(training, out)
         return {"sft.steps": steps, "sft.gate.pass1_sampled": reached, "sft.gate.rounds": len(passed)}
 
     def _train(
@@ -89,38 +92,33 @@ class SFTStage:
         tokenizer: Tokenizer,
         example: Callable[[int], Sample],
         steps: int,
-    ) -> None:
+    ) -> Training:
         config = self.recipe.sft
         assert config is not None
-
-        def hooks(step: PlainStep, engine: Engine) -> list[tuple[int, Hook]]:
-            prompts = [encode_prompt(tokenizer, [{"role": "user", "content": turn}]) for turn in SAMPLE_TURNS]
-            return [(run.recipe.eval.samples_every, sample_hook(run, self.name, engine, tokenizer, prompts))]
-
-        train(
-            run,
-            self.name,
-            out,
-            model,
-            SFT(example, config.examples, config.micro_tokens),
-            steps=steps,
-            optim=config.optim,
-            loop=config.loop,
-            context=256,
-            hooks=hooks,
-        )
+        training = Training(run, self.name, model, config.loop, context=256)
+        prompts = [encode_prompt(tokenizer, [{"role": "user", "content": turn}]) for turn in SAMPLE_TURNS]
+        hooks = [(run.recipe.eval.samples_every, sample_hook(training, tokenizer, prompts))]
+        objective = SFT(example, config.examples, config.micro_tokens)
+        training.train(out, objective, steps, config.optim, hooks)
+        return training
 
     def _examples(self, run: Run, tokenizer: Tokenizer) -> Example:
-        """Example i, a pure function of the seed: a chain in one of the four styles, or an everyday turn."""
+        """Example i, a pure function of the seed: a chain in one of the four styles, an everyday turn, or a request."""
         config, seed = self.recipe.sft, self.recipe.seed
         assert config is not None
         facts = read_facts(run.artifact("data"))
         talks = everyday.conversations(facts, "train", seed, config.conversations)
+        pairs = refusals.refusal_pairs("train", seed)
+        requests = [[pair for pair in pairs if pair.kind == kind] for kind in ("harmful", "harmless")]
 
         def example(index: int) -> Sample:
             rng = random.Random(derive_seed("sft", seed, index))
-            if rng.random() < config.everyday:
+            kind = rng.random()
+            if kind < config.everyday:
                 messages = rng.choice(talks).messages
+            elif kind < config.everyday + config.refusals:
+                pair = rng.choice(rng.choice(requests))  # evenly, or the commoner kind becomes the answer to all
+                messages = [*pair.prompt, *pair.chosen]
             else:
                 chains = self.recipe.data.chain
                 problem = chain.sample_problem(rng, rng.choice(chains.train_operations), "train", chains)

@@ -1,4 +1,12 @@
-"""What every training stage shares: from an objective and models to a finished run of the loop."""
+"""What every training stage shares: from an objective and models to a finished run of the loop, on any layout.
+
+    Training(run, stage, policy, loop)     places the models, and offers ctx.score and ctx.generate
+        .train(objective, steps, optim)    THE loop
+        .model()                           the trained model, whole
+
+On one process models are trained as they are. Under a layout every rank begins with whole models, keeps its parts of
+them (parallel/apply.py, pipeline.py), and generates with a whole copy that is refreshed before each rollout.
+"""
 
 from __future__ import annotations
 
@@ -6,92 +14,175 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from sekkei.core import dist
 from sekkei.core.errors import UserError
-from sekkei.core.hardware import trim_memory
+from sekkei.core.hardware import fast_dtype, trim_memory
 from sekkei.core.seed import derive_seed
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Request, Sampling
 from sekkei.model.flops import flops_per_token
-from sekkei.model.transformer import Transformer, run_recomputed
+from sekkei.model.transformer import RUN_BLOCK, Transformer
+from sekkei.parallel.apply import Sharded
+from sekkei.parallel.layout import Mesh
 from sekkei.parallel.ops import LocalOps
-from sekkei.stages.run import Run
+from sekkei.parallel.pipeline import Pipelined
+from sekkei.stages.run import NAME_WIDTH, Run
 from sekkei.text.tokenizer import Tokenizer
 from sekkei.train.checkpoint import Checkpoints
-from sekkei.train.loop import Hook, Loop, LoopConfig, Trainee
+from sekkei.train.deal import DealingStep
+from sekkei.train.gathered import GatheredEngine, gathered
+from sekkei.train.loop import Hook, Loop, LoopConfig
 from sekkei.train.objective import Context, Objective
 from sekkei.train.optim import OptimConfig, Optimizer
-from sekkei.train.step import PlainStep
+from sekkei.train.pipeline_step import PipelineStep
+from sekkei.train.sharded_step import ShardedStep
+from sekkei.train.step import PlainStep, Step
+from sekkei.train.trainee import Trainee
 
 SAMPLE_TOKENS = 60
 TRIM_EVERY = 20  # steps between two returns of fragmented memory
-DTYPES = {"bf16": torch.bfloat16, "fp32": None}  # autocast dtype of forward and backward
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+Generate = Callable[[Sequence[Request]], list]
 
 
-def autocast_dtype(loop: LoopConfig) -> torch.dtype | None:
-    return DTYPES[loop.dtype]
+def compute_dtype(loop: LoopConfig, device: torch.device) -> torch.dtype:
+    """Of forward and backward passes."""
+    return fast_dtype(device) if loop.dtype == "auto" else DTYPES[loop.dtype]
 
 
-def train(
-    run: Run,
-    stage: str,
-    out: Path,
-    policy: Transformer,
-    objective: Objective,
-    *,
-    steps: int,
-    optim: OptimConfig,
-    loop: LoopConfig,
-    context: int,
-    others: Mapping[str, Transformer] | None = None,
-    hooks: Callable[[PlainStep, Engine], Sequence[tuple[int, Hook]]] | None = None,
-) -> PlainStep:
-    """Train `policy` in place; returns the step, for scoring afterwards.
+def autocast_dtype(loop: LoopConfig, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in; None: the weights' own float32."""
+    dtype = compute_dtype(loop, device)
+    return dtype if dtype == torch.bfloat16 else None
+
+
+class Training:
+    """The models of one training stage, placed as the run's layout says.
 
     Args:
-        context: tokens per row, for the FLOPs shown. others: frozen models by role.
-        hooks: made once the step and the engine exist.
+        policy: is trained; in place on one process. others: frozen models by role.
+        context: tokens per row, for the FLOPs shown.
+    Attributes:
+        step: how models are run. ctx: what an objective may use. generate: with the policy's weights of now.
     """
-    policy.to(run.device)
-    if loop.recompute == "full":
-        policy.run_block = run_recomputed
-    models = {"policy": policy, **(others or {})}
-    missing = objective.needs - models.keys() - {"engine"}
-    if missing:
-        raise RuntimeError(f"{stage} needs {', '.join(sorted(missing))} and was not given it")
-    ops = LocalOps()
-    step = PlainStep(models, ops, run.device, autocast_dtype(loop))
-    engine = Engine(policy, dtype=step.autocast)  # as the trainer computes, so that both agree on log-probs
 
-    def generate(requests: list[Request]) -> list:
+    def __init__(
+        self,
+        run: Run,
+        stage: str,
+        policy: Transformer,
+        loop: LoopConfig,
+        context: int,
+        others: Mapping[str, Transformer] | None = None,
+    ) -> None:
+        self.run, self.stage, self.loop, self.context = run, stage, loop, context
+        self.whole = policy
+        self.config = policy.config
+        policy.run_block = RUN_BLOCK[run.recipe.layout.recompute]
+        autocast = autocast_dtype(loop, run.device)
+        models = {"policy": policy, **(others or {})}
+        for role, model in models.items():
+            model.to(run.device, torch.float64 if loop.dtype == "fp64" else None)
+            if role != "policy":
+                model.requires_grad_(False)
+        self.placed: Sharded | Pipelined | None = None
+        self.step: Step
+        self.generate: Generate
+        if run.mesh is None:
+            self.step = PlainStep(models, LocalOps(), run.device, autocast)
+            self.generate = _sharing(Engine(policy, dtype=autocast))  # as the trainer computes: log-probs must agree
+            parts: Mapping[str, nn.Module] = models
+        else:
+            placed = {role: place(model, run.mesh) for role, model in models.items()}
+            self.placed = placed["policy"]
+            self.step = step_of(placed, run.mesh, run.device, autocast)
+            self.generate = GatheredEngine(self.placed, run.device, autocast)
+            parts = {role: model.model for role, model in placed.items()}
+        self.roles = models.keys()
+        self.ctx = Context(
+            models=parts,
+            ops=LocalOps(),  # an objective sees whole rows, on every rank
+            device=run.device,
+            seed=derive_seed(run.recipe.seed, stage),
+            score=self.step.score,
+            generate=self.generate,
+        )
+
+    def train(
+        self,
+        out: Path,
+        objective: Objective,
+        steps: int,
+        optim: OptimConfig,
+        hooks: Sequence[tuple[int, Hook]] = (),
+    ) -> None:
+        """Bring the stage to its last step, from its newest checkpoint if there is one."""
+        missing = objective.needs - self.roles - {"engine"}
+        if missing:
+            raise RuntimeError(f"{self.stage} needs {', '.join(sorted(missing))} and was not given it")
+        run, loop = self.run, self.loop
+        model = self.placed.model if self.placed else self.whole
+        muon = torch.float64 if loop.dtype == "fp64" else fast_dtype(run.device)
+        optimizer = Optimizer(model, optim, steps, muon, self.placed)
+        checkpoints = Checkpoints(out / "checkpoints", loop.keep_last, share=share(run.mesh))
+        if 0 < checkpoints.newest() < steps:
+            run.console.say(f"{self.stage:<{NAME_WIDTH}} goes on from step {checkpoints.newest()} of {steps}")
+        trainer = Loop(
+            stage=self.stage,
+            steps=steps,
+            config=loop,
+            objective=objective,
+            trainees={"policy": Trainee(model, optimizer, self.placed)},
+            step=self.step,
+            ctx=self.ctx,
+            log=run.log,
+            checkpoints=checkpoints,
+            hooks=[*hooks, (TRIM_EVERY, trim_hook)],
+            flops_per_token=flops_per_token(self.config, self.context),
+            peak_flops=run.peak_flops(compute_dtype(loop, run.device)) * dist.world_size(),
+        )
+        with run.console.bar(self.stage, steps) as bar:
+            trainer.run(bar)
+
+    def model(self) -> Transformer:
+        """The policy, whole; under a layout a copy that is gathered now, on every rank."""
+        if self.placed is None:
+            return self.whole
+        return gathered(self.placed, self.run.device, masters=True)
+
+
+def place(model: Transformer, mesh: Mesh) -> Sharded | Pipelined:
+    """Let this rank keep its part of a whole model."""
+    return Pipelined(model, mesh) if mesh.layout.pp > 1 else Sharded(model, mesh)
+
+
+def step_of(
+    placed: Mapping[str, Sharded | Pipelined], mesh: Mesh, device: torch.device, autocast: torch.dtype | None
+) -> Step:
+    """The step that deals rows to data ranks and runs models under the mesh."""
+    pipelined = {role: model for role, model in placed.items() if isinstance(model, Pipelined)}
+    sharded = {role: model for role, model in placed.items() if isinstance(model, Sharded)}
+    if pipelined:
+        return DealingStep(PipelineStep(pipelined, mesh, device, autocast), mesh.layout, mesh.dp_rank)
+    return DealingStep(ShardedStep(sharded, mesh, device, autocast), mesh.layout, mesh.dp_rank)
+
+
+def share(mesh: Mesh | None) -> tuple[int, int]:
+    """(place, how many) of this rank among those with parts of the same tensors: those of its pipeline rank."""
+    holders = 1 if mesh is None else mesh.layout.world // mesh.layout.pp
+    return dist.rank() % holders, holders
+
+
+def _sharing(engine: Engine) -> Generate:
+    """The engine's weights are the trainer's own: they only have to be told to have changed."""
+
+    def generate(requests: Sequence[Request]) -> list:
         engine.refresh(None)
-        return engine.generate(requests)
+        return engine.generate(list(requests))
 
-    ctx = Context(
-        models=models,
-        ops=ops,
-        device=run.device,
-        seed=derive_seed(run.recipe.seed, stage),
-        score=step.score,
-        generate=generate,
-    )
-    trainer = Loop(
-        stage=stage,
-        steps=steps,
-        config=loop,
-        objective=objective,
-        trainees={"policy": Trainee(policy, Optimizer(policy, optim, steps))},
-        step=step,
-        ctx=ctx,
-        log=run.log,
-        checkpoints=Checkpoints(out / "checkpoints", loop.keep_last),
-        hooks=[*(hooks(step, engine) if hooks else ()), (TRIM_EVERY, trim_hook)],
-        flops_per_token=flops_per_token(policy.config, context),
-        peak_flops=run.peak_flops,
-    )
-    with run.console.bar(stage, steps) as bar:
-        trainer.run(bar)
-    return step
+    return generate
 
 
 def trim_hook(done: int) -> Mapping[str, float]:
@@ -112,14 +203,14 @@ def check_length(tokens: int, what: str, max_context: int) -> None:
         raise UserError(f"{what} has {tokens} tokens, it does not fit model.max_context={max_context}; raise it")
 
 
-def sample_hook(run: Run, stage: str, engine: Engine, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]]) -> Hook:
+def sample_hook(training: Training, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]]) -> Hook:
     """Writes what the model says to fixed prompts into the log, and the first of it on the screen."""
+    run, stage = training.run, training.stage
     sampling = Sampling(temperature=0.0, max_tokens=SAMPLE_TOKENS, stop_tokens=(tokenizer.end_id,))
 
     def hook(done: int) -> Mapping[str, float]:
-        engine.refresh(None)
         requests = [Request(prompt_ids=tuple(prompt), sampling=sampling) for prompt in prompts]
-        texts = [tokenizer.decode(completions[0].token_ids) for completions in engine.generate(requests)]
+        texts = [tokenizer.decode(completions[0].token_ids) for completions in training.generate(requests)]
         samples = [{"prompt": tokenizer.decode(p), "text": text} for p, text in zip(prompts, texts, strict=True)]
         run.log.write({"stage": stage, "step": done, "samples": samples})
         if not run.console.quiet:

@@ -13,8 +13,9 @@ smallest id stays. The outcome depends on the set of texts and not on their orde
 The 112 hashes are h_i(x) = a_i * x + b_i mod 2^64 with odd a_i (Dietzfelbinger et al. 1997) of a well mixed
 64-bit shingle hash. Where a script does not part words, each character is a word.
 
-Not handled: repeated spans inside otherwise different texts (suffix arrays), translations, paraphrase,
-and corpora whose signatures (896 bytes a text) exceed memory.
+Not handled: repeated spans inside otherwise different texts (suffix arrays), translations, paraphrase. The two
+functions on lists hold all signatures (896 bytes a text); the corpus blocks in `blocks/duplicates.py` leave them on
+the disk.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from sekkei.core.seed import derive_seed
 from sekkei.text.quality import UNSPACED
 
 _WORD = re.compile(f"[{UNSPACED}]|[^\\W{UNSPACED}]+")
+_MAX_KNOWN = 1_000_000  # words whose hashes are kept; some 150 MB
 _CHUNK = 2048  # shingles hashed at once: 2048 × 112 × 8 bytes = 1.8 MB, which stays in the cache
+_KNOWN: dict[str, int] = {}  # hashes of words, a pure function of each: shared by all calls of a process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,16 +98,12 @@ def near_duplicates(
         minima with it: an estimate of their Jaccard similarity with standard error ≤ 0.05).
     """
     rows = signatures(texts, config, progress)
-    parent = list(range(len(texts)))
-    for band in range(config.bands):
-        first: dict[bytes, int] = {}
-        block = np.ascontiguousarray(rows[:, band * config.rows : (band + 1) * config.rows])
-        for index in range(len(texts)):
-            other = first.setdefault(block[index].tobytes(), index)
-            parent[_root(parent, index)] = _root(parent, other)
+    parent = np.arange(len(texts))
+    for band in range(config.bands if len(texts) else 0):
+        join_equal(parent, band_hashes(rows[:, band * config.rows : (band + 1) * config.rows])[:, None])
     clusters: dict[int, list[int]] = {}
-    for index in range(len(texts)):
-        clusters.setdefault(_root(parent, index), []).append(index)
+    for index, root in enumerate(roots(parent).tolist()):
+        clusters.setdefault(root, []).append(index)
     dropped = _keep_smallest(ids, clusters.values())
     return {index: (kept, float((rows[index] == rows[kept]).mean())) for index, kept in dropped.items()}
 
@@ -116,10 +115,9 @@ def signatures(
     count = config.bands * config.rows
     draws = np.array([[derive_seed("minhash", i, part) for part in ("a", "b")] for i in range(count)], np.uint64)
     a, b = (draws[:, 0] << np.uint64(1)) | np.uint64(1), draws[:, 1]
-    known: dict[str, int] = {}
     result = np.empty((len(texts), count), dtype=np.uint64)
     for index, text in enumerate(texts):
-        marks = shingles(text, config.ngram, known)
+        marks = shingles(text, config.ngram)
         minimum = np.full(count, np.iinfo(np.uint64).max, dtype=np.uint64)
         for start in range(0, len(marks), _CHUNK):
             hashed = marks[start : start + _CHUNK, None] * a + b  # wraps at 2^64: that is the modulus
@@ -130,43 +128,80 @@ def signatures(
     return result
 
 
-def shingles(text: str, ngram: int, known: dict[str, int] | None = None) -> np.ndarray:
+def shingles(text: str, ngram: int) -> np.ndarray:
     """The set of a text's word n-grams as sorted 64-bit hashes, [S] uint64, S ≥ 1.
 
     A text of fewer words than `ngram` is one shingle.
-
-    Args:
-        known: cache of word hashes, filled by this call.
     """
-    known = {} if known is None else known
-    found = _WORD.findall(unicodedata.normalize("NFKC", text).lower())
-    marks = np.empty(len(found), dtype=np.uint64)
-    for i, word in enumerate(found):
-        mark = known.get(word)
-        if mark is None:
-            mark = known[word] = int.from_bytes(
-                hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
-            )
-        marks[i] = mark
+    marks = word_marks(words_of(text))
     width = max(1, min(ngram, len(marks)))
     total = np.zeros(max(1, len(marks) - width + 1), dtype=np.uint64)
     if len(marks):
         for shift in range(width):  # a polynomial in an odd base, so that word order counts
             total = total * np.uint64(0x9E3779B97F4A7C15) + marks[shift : shift + len(total)]
-    return np.unique(_mix(total))
+    return np.unique(mixed(total))
 
 
-def _mix(z: np.ndarray) -> np.ndarray:
+def words_of(text: str) -> list[str]:
+    """Words in lower case and compatibility form, without punctuation; each character of an unspaced script is one."""
+    return _WORD.findall((text if text.isascii() else unicodedata.normalize("NFKC", text)).lower())
+
+
+def word_marks(words: Sequence[str]) -> np.ndarray:
+    """[W] uint64: 64 bits of BLAKE2b of each word."""
+    if len(_KNOWN) > _MAX_KNOWN:
+        _KNOWN.clear()
+    marks = []
+    for word in words:
+        mark = _KNOWN.get(word)
+        if mark is None:
+            digest = hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
+            mark = _KNOWN[word] = int.from_bytes(digest)
+        marks.append(mark)
+    return np.array(marks, dtype=np.uint64)
+
+
+def mixed(z: np.ndarray) -> np.ndarray:
     """MurmurHash3's 64-bit finaliser (Appleby 2011): every input bit reaches every output bit."""
     z = (z ^ (z >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     z = (z ^ (z >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
     return z ^ (z >> np.uint64(33))
 
 
-def _root(parent: list[int], index: int) -> int:
+def band_hashes(rows: np.ndarray) -> np.ndarray:
+    """[N, R] minima of one band -> [N] uint64: equal for equal bands, and for others with probability 2^-64."""
+    total = np.zeros(len(rows), dtype=np.uint64)
+    for column in range(rows.shape[1]):
+        total = mixed(total * np.uint64(0x9E3779B97F4A7C15) + rows[:, column])
+    return total
+
+
+def join_equal(parent: np.ndarray, keys: np.ndarray) -> None:
+    """Union-find over texts whose keys are equal.
+
+    Args:
+        parent: [N] int64, the forest, changed in place: `parent[i] <= i`, so the root of a cluster is its first text.
+        keys: [N, K] uint64.
+    """
+    order = np.lexsort(keys.T[::-1])
+    same = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
+    for left, right in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
+        a, b = _root(parent, left), _root(parent, right)
+        if a != b:
+            parent[max(a, b)] = min(a, b)
+
+
+def roots(parent: np.ndarray) -> np.ndarray:
+    """[N] root of every text; `parent` is flattened in place."""
+    while not np.array_equal(above := parent[parent], parent):
+        parent[:] = above
+    return parent
+
+
+def _root(parent: np.ndarray, index: int) -> int:
     while parent[index] != index:
         parent[index] = parent[parent[index]]  # halve the path
-        index = parent[index]
+        index = int(parent[index])
     return index
 
 

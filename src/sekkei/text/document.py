@@ -8,8 +8,8 @@ dropped it, what was measured and what the limit was. So a threshold is tuned by
 not by running again. `meta` is stored as one JSON string, since its keys differ between sources.
 Rows keep the order in which they are given; the same rows give the same bytes (for one pyarrow version).
 
-Not handled here: sharding. A corpus of this package's embedded data fits in memory; token shards,
-which may not, are written by the data floor.
+Not handled here: corpora that do not fit in memory; `output.py` writes those as shards, and token shards
+are written by the data floor.
 """
 
 from __future__ import annotations
@@ -66,6 +66,18 @@ class Dropped:
     excerpt: str
     start: int = 0
     end: int = 0
+
+
+EXCERPT_CHARS = 200
+
+
+def drop(
+    document: Document, rule: str, value: float, threshold: float, start: int = 0, end: int | None = None
+) -> Dropped:
+    """A ledger row about `document`; its excerpt is the beginning of `text[start:end]`."""
+    end = len(document.text) if end is None else end
+    excerpt = document.text[start : min(end, start + EXCERPT_CHARS)]
+    return Dropped(document.id, rule, float(value), float(threshold), excerpt, start, start + len(excerpt))
 
 
 _STRING = pa.string()

@@ -36,12 +36,21 @@ _TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
 _BLANK_RUN = re.compile(r"\n{3,}")
 
 
-def decode(data: bytes) -> str:
-    """Decode a page; never raises. What cannot be decoded becomes U+FFFD (see `control_share`)."""
+def decode(data: bytes, charset: str = "") -> str:
+    """Decode a page; never raises. What cannot be decoded becomes U+FFFD (see `control_share`).
+
+    Args:
+        charset: what an HTTP header declares; believed where the bytes are valid in it.
+    """
     if b"\x1b" not in data:  # ISO-2022 encodings are ASCII bytes with escapes: valid UTF-8, and wrong
         try:
             return data.decode("utf-8-sig")
         except UnicodeDecodeError:
+            pass
+    if charset:
+        try:
+            return data.decode(charset)
+        except (ValueError, LookupError):
             pass
     try:
         return bytes_to_str(data, detect_encoding(data, from_html_meta=True) or "utf-8")

@@ -28,7 +28,7 @@ def known_languages() -> tuple[str, ...]:
     return tuple(sorted(_identifier().labels))
 
 
-def detect(text: str) -> tuple[str, float]:
-    """(language code, probability in [0, 1]) of a non-empty text."""
-    lang, probability = _identifier().classify(text[:SAMPLE_CHARS])
+def detect(text: str, sample_chars: int = SAMPLE_CHARS) -> tuple[str, float]:
+    """(language code, probability in [0, 1]) of a non-empty text, by its first `sample_chars` characters."""
+    lang, probability = _identifier().classify(text[:sample_chars])
     return lang, float(probability)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,11 +86,16 @@ class View:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._ngrams: dict[int, np.ndarray] = {}
+        self._repeated: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     @functools.cached_property
     def words(self) -> list[str]:
-        return _WORD.findall(self.text)
+        return _WORD.findall(self.text) if self.unspaced_chars else self.text.split()
+
+    @functools.cached_property
+    def unspaced_chars(self) -> int:
+        """Characters of scripts that do not part words."""
+        return 0 if self.text.isascii() else len(_UNSPACED_CHAR.findall(self.text))
 
     @functools.cached_property
     def lines(self) -> list[str]:
@@ -104,8 +109,7 @@ class View:
     @functools.cached_property
     def spaced(self) -> bool:
         """Whether whitespace parts words here: under half of the letters are of scripts that do not."""
-        letters = sum(map(str.isalpha, self.text))
-        return 2 * len(_UNSPACED_CHAR.findall(self.text)) < max(1, letters)
+        return not self.unspaced_chars or 2 * self.unspaced_chars < sum(map(str.isalpha, self.text))
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
@@ -113,19 +117,36 @@ class View:
         return np.fromiter(map(len, self.words), dtype=np.int64, count=len(self.words))
 
     @functools.cached_property
-    def ids(self) -> np.ndarray:
-        """[W] int64 index of each word in the text's own vocabulary."""
-        vocabulary: dict[str, int] = {}
-        return np.array([vocabulary.setdefault(word, len(vocabulary)) for word in self.words], dtype=np.int64)
+    def ends(self) -> np.ndarray:
+        """[W + 1] characters in the words before each word, and in all of them."""
+        return np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(self.lengths)))
 
-    def ngrams(self, n: int) -> np.ndarray:
-        """[W - n + 1] int64: equal numbers for equal n-grams; exact, as an (n-1)-gram and a word renumbered."""
-        if n == 1:
-            return self.ids
-        if n not in self._ngrams:
-            pairs = self.ngrams(n - 1)[:-1] * len(self.ids) + self.ids[n - 1 :]
-            self._ngrams[n] = np.unique(pairs, return_inverse=True)[1]
-        return self._ngrams[n]
+    def repeated(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """The n-grams that occur more than once: (starts [R], ascending; group [R], equal for equal n-grams).
+
+        An n-gram occurs twice only if the (n-1)-grams at its start and one word later do: each n sorts only what
+        is left over of the n before it, which is little in prose.
+        """
+        if n == 0:
+            vocabulary: dict[str, int] = {}
+            ids = np.array([vocabulary.setdefault(word, len(vocabulary)) for word in self.words], dtype=np.int64)
+            return np.arange(len(ids)), ids
+        if n not in self._repeated:
+            starts, group = self.repeated(n - 1)
+            if n > 1:
+                both = np.flatnonzero(starts[1:] == starts[:-1] + 1)
+                group = group[both] * (int(group.max(initial=0)) + 1) + group[both + 1]
+                starts = starts[both]
+            _, group, counts = np.unique(group, return_inverse=True, return_counts=True)
+            twice = counts[group] > 1
+            self._repeated[n] = starts[twice], group[twice]
+        return self._repeated[n]
+
+
+@functools.lru_cache(maxsize=1)
+def view_of(text: str) -> View:
+    """`View(text)`; blocks that follow each other on one text share it."""
+    return View(text)
 
 
 def words(view: View) -> float:
@@ -158,12 +179,12 @@ def ellipsis_lines(view: View) -> float:
 
 def alphabetic_words(view: View) -> float:
     """Share of words that hold a letter (Gopher)."""
-    return _share(view.words, lambda word: any(map(str.isalpha, word)))
+    return _share(view.words, lambda word: word.isalpha() or any(map(str.isalpha, word)))
 
 
 def stop_words(view: View) -> float:
     """How many of Gopher's eight English stop words occur."""
-    return len(_STOP_WORDS & {word.lower() for word in view.words})
+    return len(_STOP_WORDS & {word.lower() for word in set(view.words)})
 
 
 def lorem_ipsum(view: View) -> float:
@@ -208,14 +229,12 @@ def duplicate_paragraph_chars(view: View) -> float:
 
 def top_ngram(view: View, n: int) -> float:
     """Share of characters inside the most frequent n-gram (Gopher); 0 if none occurs twice."""
-    if len(view.words) < n:
+    starts, group = view.repeated(n)
+    if not len(starts):
         return 0.0
-    key = view.ngrams(n)
-    _, first, counts = np.unique(key, return_index=True, return_counts=True)
-    if counts.max() < 2:
-        return 0.0
-    length = np.convolve(view.lengths, np.ones(n, dtype=np.int64), mode="valid")[first]
-    return float((length * counts * (counts > 1)).max() / view.lengths.sum())
+    _, first, counts = np.unique(group, return_index=True, return_counts=True)
+    length = view.ends[starts[first] + n] - view.ends[starts[first]]
+    return float((length * counts).max() / view.ends[-1])
 
 
 def duplicate_ngram(view: View, n: int) -> float:
@@ -223,17 +242,17 @@ def duplicate_ngram(view: View, n: int) -> float:
 
     The first occurrence is no duplicate, as it is none for lines; the paper leaves this open.
     """
-    if len(view.words) < n:
+    starts, group = view.repeated(n)
+    if not len(starts):
         return 0.0
-    key = view.ngrams(n)
-    repeated = np.ones(len(key), dtype=bool)
-    repeated[np.unique(key, return_index=True)[1]] = False
-    edges = np.zeros(len(view.words) + 1, dtype=np.int64)  # +1 where a repeated n-gram opens, -1 behind it
-    starts = np.flatnonzero(repeated)
-    np.add.at(edges, starts, 1)
-    np.add.at(edges, starts + n, -1)
-    covered = np.cumsum(edges[:-1]) > 0
-    return float(view.lengths[covered].sum() / view.lengths.sum())
+    again = np.ones(len(starts), dtype=bool)
+    again[np.unique(group, return_index=True)[1]] = False
+    starts = starts[again]
+    opened = np.zeros(len(view.words) + 1, dtype=np.int64)  # +1 where a repeated n-gram opens, -1 behind it
+    opened[starts] = 1
+    opened[starts + n] -= 1  # starts differ, so no place is counted twice
+    covered = np.cumsum(opened[:-1]) > 0
+    return float(view.lengths[covered].sum() / view.ends[-1])
 
 
 @dataclass(frozen=True)
@@ -291,17 +310,20 @@ def check(text: str, config: QualityConfig, lang: str = "en") -> tuple[str, str,
     Returns:
         (rule, key of the limit in `QualityConfig`, value, limit).
     """
-    if not config.enabled:
-        return None
-    view = View(text)
-    for rule in RULES:
+    return first_missed(text, RULES, config, lang) if config.enabled else None
+
+
+def first_missed(text: str, rules: Sequence[Rule], limits: object, lang: str) -> tuple[str, str, float, float] | None:
+    """The first of `rules` whose value lies outside of the limits that `limits` has attributes for; see `check`."""
+    view = view_of(text)
+    for rule in rules:
         if (rule.spaced_only and not view.spaced) or (rule.english_only and lang != "en"):
             continue
         value = float(rule.measure(view))
-        if rule.low and value < getattr(config, rule.low):
-            return rule.name, rule.low, value, float(getattr(config, rule.low))
-        if rule.high and value > getattr(config, rule.high):
-            return rule.name, rule.high, value, float(getattr(config, rule.high))
+        if rule.low and value < getattr(limits, rule.low):
+            return rule.name, rule.low, value, float(getattr(limits, rule.low))
+        if rule.high and value > getattr(limits, rule.high):
+            return rule.name, rule.high, value, float(getattr(limits, rule.high))
     return None
 
 

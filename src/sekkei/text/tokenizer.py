@@ -82,14 +82,6 @@ class Tokenizer:
         """Text of ids, special tokens spelled out; bytes that are no UTF-8 become U+FFFD."""
         return self._trusting.decode(list(ids), skip_special_tokens=False)
 
-    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Text as it grows: each item is what one more id made final (whole characters only)."""
-        stream = decoders.DecodeStream(skip_special_tokens=False)
-        for token in ids:
-            text = stream.step(self._trusting, token)
-            if text:
-                yield text
-
     def id_of(self, piece: str) -> int | None:
         """The id of a piece that is one token as a whole, else None."""
         ids = self.encode(piece) if piece not in SPECIAL else self.encode_trusted(piece)

@@ -1,19 +1,25 @@
 """Checkpoints: tensors in safetensors, everything else in JSON, a manifest of SHA-256 digests.
 
     checkpoints/step-000400/
-        tensors.safetensors    every tensor, named          (no code is ever executed by opening it)
-        state.json             step, loader, controllers
-        manifest.json          digests of the two, checked before anything is used
+        tensors.safetensors          every tensor, whole, by name      (no code is ever executed by opening it)
+        state.json                   step, loader, controllers
+        manifest.json                digests of all files, checked before anything is used
 
-A folder is written aside, read back and renamed, so it is whole or absent. The last `keep_last` stay,
-and the best by the watched figure. It does not handle tensors that are sharded over ranks.
+Several processes write one file each, tensors-00000.safetensors and so on: whole tensors, spread evenly over the
+ranks that hold parts of them, so a rank never holds more than a tensor and its share. What is on the disk does not
+depend on the layout: it is read by any other one, or by one process, a tensor at a time.
+
+A folder is written aside, read back and renamed, so it is whole or absent. The last `keep_last` stay, and the best by
+the watched figure. torch.distributed.checkpoint is not used: its own format holds a pickle, and its safetensors
+storage cannot cut a tensor as ZeRO's flat slices do. It does not handle file systems that ranks do not share.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,23 +28,22 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from sekkei.core import atomic
+from sekkei.core import atomic, dist
 from sekkei.core.errors import UserError
 
-TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+SUFFIX = ".safetensors"
+TENSORS, STATE, MANIFEST = f"tensors{SUFFIX}", "state.json", "manifest.json"
+
+
+Pieces = Iterable[tuple[str, Callable[[], Tensor]]]
+"""Names, and how to come by each whole tensor; on several ranks, all that hold it call in the same order."""
 
 
 def write_sealed(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write tensors, state and manifest into `folder`, atomically, replacing what stood there."""
     with atomic.new_folder(folder) as aside:
-        plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-        safetensors.torch.save_file(plain, aside / TENSORS)
-        (aside / STATE).write_text(json.dumps(state, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        manifest = {name: atomic.sha256(aside / name) for name in (TENSORS, STATE)}
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        with safetensors.safe_open(aside / TENSORS, framework="pt") as readback:
-            if set(readback.keys()) != set(plain):
-                raise RuntimeError(f"{aside / TENSORS} was not read back as written")
+        digests = {TENSORS: _write_tensors(aside / TENSORS, tensors)}
+        _write_state(aside, state, digests)
 
 
 def read_sealed(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -47,26 +52,78 @@ def read_sealed(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         UserError: a file is missing or differs from the manifest.
     """
+    tensors, state = open_sealed(folder)
+    with _readable(folder):
+        return dict(tensors.items()), state
+
+
+def open_sealed(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """As `read_sealed`, but each tensor is read when it is asked for. Of several ranks each checks some of the files.
+
+    Raises:
+        UserError: a file is missing or differs from the manifest.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict) or set(manifest) != {TENSORS, STATE}:
+        names = sorted(name for name in manifest if name.endswith(SUFFIX)) if isinstance(manifest, dict) else []
+        if not names or set(manifest) != {*names, STATE}:
             raise ValueError("its names are not those of a checkpoint")
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no JSON
         raise UserError(
             f"{folder / MANIFEST}: is not readable ({error!r}); remove that folder and run again: "
             "the run goes on from the one before, or starts the stage anew"
         ) from None
-    try:
-        for name in (TENSORS, STATE):
+    with _readable(folder):
+        for name in [STATE, *names][dist.rank() :: dist.world_size()]:
             if atomic.sha256(folder / name) != manifest[name]:
                 raise UserError(
                     f"{folder / name}: its checksum differs from {MANIFEST}, the file is damaged; "
                     "remove that folder and run again: the run goes on from the one before, or starts the stage anew"
                 )
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return safetensors.torch.load_file(folder / TENSORS), state
+        return _Lazy([folder / name for name in names]), json.loads((folder / STATE).read_text(encoding="utf-8"))
+
+
+class _Lazy(Mapping[str, Tensor]):
+    """Tensors of several files, read one at a time."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.files: dict[str, Any] = {}
+        for path in paths:
+            opened = safetensors.safe_open(path, framework="pt")
+            self.files |= dict.fromkeys(opened.keys(), opened)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.files[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder}: is no readable checkpoint ({error}); remove that folder and run again") from None
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Returns the file's digest."""
+    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(plain, path)
+    with safetensors.safe_open(path, framework="pt") as readback:
+        if set(readback.keys()) != set(plain):
+            raise RuntimeError(f"{path} was not read back as written")
+    return atomic.sha256(path)
+
+
+def _write_state(folder: Path, state: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+    (folder / STATE).write_text(json.dumps(state, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    manifest = {**digests, STATE: atomic.sha256(folder / STATE)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass
@@ -76,32 +133,66 @@ class Checkpoints:
     Args:
         folder: where `step-*` folders live.
         keep_last: how many of the newest stay.
+        share: (place, how many) of this rank among those that hold parts of the same tensors.
     """
 
     folder: Path
     keep_last: int = 2
     best_step: int | None = None
     best_value: float | None = None
+    share: tuple[int, int] = (0, 1)
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], watched: float | None) -> None:
+    def save(self, step: int, pieces: Pieces, state: Mapping[str, Any], watched: float | None) -> None:
         """Save after `step` steps; `watched` is a figure that is better when lower (held-out loss), or None."""
         if watched is not None and (self.best_value is None or watched < self.best_value):
             self.best_step, self.best_value = step, watched
         record = {**state, "step": step, "best": [self.best_step, self.best_value]}
-        write_sealed(self.folder / f"step-{step:06d}", tensors, record)
-        steps = self._steps()
+        if dist.world_size() == 1:
+            write_sealed(self._at(step), {name: whole() for name, whole in pieces}, record)
+        else:
+            self._save_together(step, pieces, record)
+        steps = self._steps() if dist.rank() == 0 else []
         for old in steps[: -self.keep_last]:
             if old != self.best_step:
                 shutil.rmtree(self._at(old))
 
-    def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    def _save_together(self, step: int, pieces: Pieces, record: Mapping[str, Any]) -> None:
+        """Every rank writes its share; the first makes the folder and, when all are done, gives it its name."""
+        aside = self.folder / f".step-{step:06d}.tmp"
+        if dist.rank() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            with atomic.disk_errors(aside):
+                aside.mkdir(parents=True)
+        dist.barrier()
+        place, holders = self.share
+        own = {}
+        for number, (name, whole) in enumerate(pieces):
+            tensor = whole()
+            if number % holders == place:
+                own[name] = tensor.cpu()
+        file = f"tensors-{dist.rank():05d}{SUFFIX}"
+        with atomic.disk_errors(aside):
+            digest = _write_tensors(aside / file, own)
+            atomic.sync_file(aside / file)
+        digests = dict(dist.gather_json([file, digest]))
+        if dist.rank() == 0:
+            with atomic.disk_errors(aside):
+                _write_state(aside, record, digests)
+                atomic.rename_folder(aside, self._at(step))
+        dist.barrier()
+
+    def load(self) -> tuple[int, Mapping[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint as (step, tensors, state), or None where there is none."""
         steps = self._steps()
         if not steps:
             return None
-        tensors, state = read_sealed(self._at(steps[-1]))
+        tensors, state = open_sealed(self._at(steps[-1]))
         self.best_step, self.best_value = state["best"]
         return state["step"], tensors, state
+
+    def newest(self) -> int:
+        """The step of the newest checkpoint, 0 where there is none."""
+        return max(self._steps(), default=0)
 
     def _steps(self) -> list[int]:
         return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))

@@ -13,21 +13,24 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from sekkei.core.dist import any_rank
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.core.hardware import peak_rss_gib
 from sekkei.core.progress import Bar
 from sekkei.core.runlog import RunLog
+from sekkei.core.signals import stop_requests
 from sekkei.data.batch import Batch
 from sekkei.model.transformer import Transformer
 from sekkei.train.checkpoint import Checkpoints
 from sekkei.train.objective import Context, Objective, Update
-from sekkei.train.optim import Optimizer
 from sekkei.train.step import Step
+from sekkei.train.trainee import Placed, Trainee
 
 MAX_SKIPPED = 3  # non-finite steps in a row before the run stops
 
@@ -39,13 +42,12 @@ Hook = Callable[[int], Mapping[str, float]]
 class LoopConfig:
     """How a stage is run; it changes no figure but `dtype`'s rounding.
 
-    checkpoint_every: in steps, 0 = only at the end. dtype: of forward and backward; weights and optimizer
-    state stay float32. recompute: `full` keeps only the blocks' inputs and recomputes the rest in the
-    backward pass. keep_last: checkpoints that stay beside the best one.
+    checkpoint_every: in steps, 0 = only at the end. dtype: of forward and backward (`auto`: bf16 where the
+    machine has units for it, else fp32); weights and optimizer state stay float32; `fp64`, for proofs: all of it.
+    keep_last: checkpoints that stay beside the best one.
     """
 
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    recompute: Literal["none", "full"] = "none"
+    dtype: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
     checkpoint_every: int = 200
     keep_last: int = 1
 
@@ -54,14 +56,6 @@ class LoopConfig:
             raise ConfigError("checkpoint_every", f"got {self.checkpoint_every}, must be >= 0 (0 = only at the end)")
         if self.keep_last < 1:
             raise ConfigError("keep_last", f"got {self.keep_last}, must be >= 1")
-
-
-@dataclass(frozen=True)
-class Trainee:
-    """A model that is trained, with its optimizer."""
-
-    model: Transformer
-    optimizer: Optimizer
 
 
 @dataclass
@@ -92,26 +86,41 @@ class Loop:
     skipped: int = 0
 
     def run(self, bar: Bar) -> None:
-        """Train to the last step, from the newest checkpoint if there is one."""
+        """Train to the last step, from the newest checkpoint if there is one.
+
+        Raises:
+            KeyboardInterrupt: it was asked to stop, and saved the step that it had done.
+        """
         start = self._resume()
         self.log.truncate(self.stage, start)
-        for step in range(start, self.steps):
-            began, tokens_before = time.perf_counter(), self.tokens
-            self.ctx.step = step
-            record = self._take(step)
-            done = step + 1
-            self._machine(record, time.perf_counter() - began, self.tokens - tokens_before)
-            watched = None
-            for every, hook in self.hooks:
-                if every and (done % every == 0 or done == self.steps):
-                    figures = dict(hook(done))
-                    watched = figures.pop("watched", watched)
-                    record.update(figures)
-            self.log.write({"stage": self.stage, "step": done, "tokens": self.tokens, **record})
-            bar.update(done, console_line(record))
-            every = self.config.checkpoint_every
-            if (every and done % every == 0) or done == self.steps:
-                self._save(done, watched)
+        with stop_requests() as stop:
+            for step in range(start, self.steps):
+                saved = self._one(step, bar)
+                if any_rank(stop.requested) and step + 1 < self.steps:
+                    if not saved:
+                        self._save(step + 1, None)
+                    raise KeyboardInterrupt
+
+    def _one(self, step: int, bar: Bar) -> bool:
+        """One step, logged; whether a checkpoint of it was written."""
+        began, tokens_before = time.perf_counter(), self.tokens
+        self.ctx.step = step
+        record = self._take(step)
+        done = step + 1
+        self._machine(record, time.perf_counter() - began, self.tokens - tokens_before)
+        watched = None
+        for every, hook in self.hooks:
+            if every and (done % every == 0 or done == self.steps):
+                figures = dict(hook(done))
+                watched = figures.pop("watched", watched)
+                record.update(figures)
+        self.log.write({"stage": self.stage, "step": done, "tokens": self.tokens, **record})
+        bar.update(done, console_line(record))
+        every = self.config.checkpoint_every
+        due = bool(every and done % every == 0) or done == self.steps
+        if due:
+            self._save(done, watched)
+        return due
 
     def _take(self, step: int) -> dict[str, object]:
         record: dict[str, object] = {}
@@ -129,13 +138,15 @@ class Loop:
         trainee = self.trainees[update.role]
         metrics = self.step.backward(update)
         figures = {name: float(m.total / m.weight.clamp(min=1e-9)) for name, m in metrics.items()}
-        norm = clip_gradients(list(trainee.optimizer.names), trainee.optimizer.config.clip)
+        norm = trainee.parts.clip(trainee.optimizer.config.clip)
         figures["grad_norm"] = norm
         self.tokens += count_tokens(update.micro_batches)
         if math.isfinite(norm) and math.isfinite(figures["loss"]):
             figures["lr"] = trainee.optimizer.step(step)
+            trainee.parts.publish()
         else:
             trainee.optimizer.zero_grad()
+            trainee.parts.publish()  # nothing new, but gradients are forgotten where they lie
             self.skipped += 1
             figures["skipped"] = float(self.skipped)
             if self.skipped >= MAX_SKIPPED:
@@ -155,12 +166,13 @@ class Loop:
         record["machine"] = machine
 
     def _save(self, done: int, watched: float | None) -> None:
-        tensors: dict[str, Tensor] = {}
-        for role, trainee in self.trainees.items():
-            tensors |= {f"{role}/model/{name}": p for name, p in trainee.model.named_parameters()}
-            tensors |= {f"{role}/{name}": t for name, t in trainee.optimizer.tensors().items()}
+        pieces = [
+            (f"{role}/{key}", partial(_whole, trainee.parts, name, tensor))
+            for role, trainee in self.trainees.items()
+            for key, (name, tensor) in trainee.tensors().items()
+        ]
         state = {"tokens": self.tokens, "skipped": self.skipped, "objective": self.objective.state_dict()}
-        self.checkpoints.save(done, tensors, state, watched)
+        self.checkpoints.save(done, pieces, state, watched)
 
     def _resume(self) -> int:
         found = self.checkpoints.load()
@@ -168,16 +180,32 @@ class Loop:
             return 0
         done, tensors, state = found
         for role, trainee in self.trainees.items():
-            load_model(trainee.model, part(tensors, f"{role}/model/"))
-            trainee.optimizer.load_tensors(part(tensors, f"{role}/"))
+            _restore(trainee, role, tensors)
         self.tokens, self.skipped = state["tokens"], state["skipped"]
         self.objective.load_state_dict(state["objective"])
         return done
 
 
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _whole(parts: Placed, name: str, tensor: Tensor) -> Tensor:
+    """A number that stands for the whole parameter (AdamW counts its steps) is the same everywhere."""
+    return parts.whole_of(name, tensor) if tensor.ndim else tensor
+
+
+@torch.no_grad()
+def _restore(trainee: Trainee, role: str, tensors: Mapping[str, Tensor]) -> None:
+    """Read what is this rank's, one tensor after the other."""
+    parts = trainee.parts
+    for name, target in parts.targets.items():
+        target.copy_(parts.part_of(name, tensors[f"{role}/model/{name}"]))
+    parts.publish()
+    state = {}
+    for key in tensors:
+        _, _, own = key.partition(f"{role}/state/")
+        name = own.partition("/")[0]
+        if own and name in parts.targets:
+            tensor = tensors[key]
+            state[f"state/{own}"] = parts.part_of(name, tensor) if tensor.ndim else tensor
+    trainee.optimizer.load_tensors(state)
 
 
 @torch.no_grad()
@@ -185,11 +213,6 @@ def load_model(model: Transformer, tensors: Mapping[str, Tensor]) -> None:
     """Copy named tensors into a model's parameters; every parameter must be there."""
     for name, parameter in model.named_parameters():
         parameter.copy_(tensors[name])
-
-
-def clip_gradients(parameters: Sequence[torch.nn.Parameter], limit: float) -> float:
-    """Scale gradients so that their common norm is at most `limit`; returns the norm before."""
-    return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
 
 def count_tokens(batches: Sequence[Batch]) -> int:

@@ -20,6 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from sekkei.core.errors import ConfigError
+from sekkei.train.trainee import Placed, Plain
+
+Carry = Callable[[nn.Parameter, Tensor], Tensor]
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024: fast, ends near 1 rather than at 1
 NEWTON_SCHULZ_STEPS = 5
@@ -68,7 +71,12 @@ def lr_scale(config: OptimConfig, step: int, steps: int) -> float:
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised momentum for 2-D parameters. `dtype` is that of the Newton-Schulz steps."""
+    """Orthogonalised momentum for 2-D parameters. `dtype` is that of the Newton-Schulz steps.
+
+    Args:
+        whole, part: from what a rank holds of a matrix to the matrix and back, where a layout cuts it; every rank
+            that holds a part then orthogonalises the whole.
+    """
 
     def __init__(
         self,
@@ -77,32 +85,38 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.bfloat16,
+        whole: Carry | None = None,
+        part: Carry | None = None,
     ) -> None:
+        self.whole, self.part = whole or _as_it_is, part or _as_it_is
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "dtype": dtype})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            by_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape.setdefault(parameter.shape, []).append(parameter)
+                    ahead = self.whole(parameter, self._ahead(parameter, group["momentum"]))
+                    by_shape.setdefault(ahead.shape, []).append((parameter, ahead))
             for same in by_shape.values():  # one batched orthogonalisation per shape
-                self._step_same(same, group)
+                directions = orthogonalize(torch.stack([ahead for _, ahead in same]), group["dtype"])
+                size = 0.2 * math.sqrt(max(directions.shape[-2:]))
+                for (parameter, _), direction in zip(same, directions, strict=True):
+                    own = self.part(parameter, direction.to(parameter.dtype))
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(own, alpha=-group["lr"] * size)
 
-    def _step_same(self, parameters: list[nn.Parameter], group: Mapping[str, Any]) -> None:
-        momentum = group["momentum"]
-        ahead = []
-        for parameter in parameters:
-            assert parameter.grad is not None
-            buffer = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-            buffer.lerp_(parameter.grad, 1 - momentum)
-            ahead.append(parameter.grad.lerp(buffer, momentum))  # Nesterov
-        directions = orthogonalize(torch.stack(ahead), group["dtype"])
-        size = 0.2 * math.sqrt(max(directions.shape[-2:]))
-        for parameter, direction in zip(parameters, directions, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(direction.to(parameter.dtype), alpha=-group["lr"] * size)
+    def _ahead(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        """Nesterov's look ahead, of what is here."""
+        assert parameter.grad is not None
+        buffer = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+        buffer.lerp_(parameter.grad, 1 - momentum)
+        return parameter.grad.lerp(buffer, momentum)
+
+
+def _as_it_is(parameter: nn.Parameter, x: Tensor) -> Tensor:
+    return x
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
@@ -122,26 +136,38 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
 class Optimizer:
     """One model's optimizer: one or two torch optimizers under one learning-rate schedule.
 
+    Args:
+        dtype: of Muon's Newton-Schulz steps; bfloat16 is enough for them, where it is fast.
+        placed: where the model's parts lie, and so what is updated; None: its parameters, all here.
+
     Its state is named by parameter (`state/<name>/exp_avg`), so that a checkpoint can be read without
     knowing how parameters were grouped.
     """
 
-    def __init__(self, model: nn.Module, config: OptimConfig, steps: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimConfig,
+        steps: int,
+        dtype: torch.dtype = torch.float32,
+        placed: Placed | None = None,
+    ) -> None:
         self.config, self.steps = config, steps
-        self.names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        matrices = [p for p, name in self.names.items() if p.ndim == 2 and name.startswith("layers.")]
-        if config.kind == "adamw":
-            matrices_by_muon, rest = [], list(self.names)
-        else:
-            matrices_by_muon = matrices
-            rest = [p for p in self.names if p.ndim != 2 or not self.names[p].startswith("layers.")]
+        where = placed or Plain(model)
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.dims = {name: parameter.ndim for name, parameter in trained.items()}
+        self.names = {where.targets[name]: name for name in trained}
+        by_muon = {name for name, dims in self.dims.items() if dims == 2 and name.startswith("layers.")}
+        matrices_by_muon = [p for p, name in self.names.items() if name in by_muon and config.kind == "muon"]
+        rest = [p for p, name in self.names.items() if name not in by_muon or config.kind == "adamw"]
         self.parts: list[torch.optim.Optimizer] = [self._adamw(rest)]
         if matrices_by_muon:
-            self.parts.append(Muon(matrices_by_muon, config.lr, config.momentum, config.weight_decay))
+            carry = [lambda p, x, f=f: f(self.names[p], x) for f in (where.whole_of, where.part_of)]
+            self.parts.append(Muon(matrices_by_muon, config.lr, config.momentum, config.weight_decay, dtype, *carry))
 
     def _adamw(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        decayed = [p for p in parameters if p.ndim >= 2]
-        others = [p for p in parameters if p.ndim < 2]
+        decayed = [p for p in parameters if self.dims[self.names[p]] >= 2]
+        others = [p for p in parameters if self.dims[self.names[p]] < 2]
         groups = [
             {"params": decayed, "weight_decay": self.config.weight_decay},
             {"params": others, "weight_decay": 0.0},
@@ -176,14 +202,13 @@ class Optimizer:
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `tensors` gave."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            _, name, kind = key.split("/")
+            found.setdefault(name, {})[kind] = value
         for part in self.parts:
             for group in part.param_groups:
                 for parameter in group["params"]:
-                    prefix = f"state/{self.names[parameter]}/"
-                    found = {
-                        key.removeprefix(prefix): value.to(parameter.device, copy=True)
-                        for key, value in tensors.items()
-                        if key.startswith(prefix)
-                    }
-                    if found:
-                        part.state[parameter] = found
+                    state = found.get(self.names[parameter])
+                    if state:
+                        part.state[parameter] = {k: v.to(parameter.device, copy=True) for k, v in state.items()}

@@ -11,15 +11,13 @@ from hypothesis import strategies as st
 
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.data.tasks.patterns import (
-    COMMON_WORDS,
-    LETTERS,
     PatternConfig,
     pattern_document,
     pattern_probe,
     words,
 )
 
-CONFIGS = {kind: PatternConfig(keys=kind, recitals=0.0) for kind in ("letters", "words")}  # type: ignore[arg-type]
+CONFIGS = {kind: PatternConfig(keys=kind) for kind in ("letters", "words")}  # type: ignore[arg-type]
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
@@ -40,18 +38,6 @@ def test_a_document_shows_one_mapping_with_repeats(seed: int, kind: str):
     assert config.min_repeats <= len(pairs) / len(mapping) <= config.max_repeats
     shares = Counter(mapping.values())
     assert max(shares.values()) - min(shares[label] for label in config.labels) <= 1
-
-
-def test_a_recital_says_its_list_again():
-    lengths = set()
-    for seed in range(200):
-        items = pattern_document(random.Random(seed), PatternConfig(recitals=1.0)).split()
-        times = next(times for times in (3, 2) if items == items[: len(items) // times] * times)
-        lengths.add(len(items) // times)
-        assert set(items) <= set(LETTERS) or set(items) <= set(COMMON_WORDS)
-    assert lengths == set(range(6, 25))
-    some = [pattern_document(random.Random(seed), PatternConfig(recitals=0.5)) for seed in range(200)]
-    assert 60 < sum(" -> " in text for text in some) < 140
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -79,7 +65,7 @@ def test_copying_the_last_label_does_not_solve_probes():
 
 
 def test_probes_and_documents_share_no_set_of_keys():
-    config = PatternConfig(min_keys=2, max_keys=2, recitals=0.0)  # 325 pairs of letters: they would meet at once
+    config = PatternConfig(min_keys=2, max_keys=2)  # 325 pairs of letters: they would meet at once
     rng = random.Random(0)
     documents = {frozenset(dict(_pairs(pattern_document(rng, config)))) for _ in range(500)}
     probes = {frozenset(dict(_pairs(pattern_probe(rng, 8, config)[0]))) for _ in range(500)}

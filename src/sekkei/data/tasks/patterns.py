@@ -6,16 +6,12 @@
     B -> green
     T -> blue          <- predictable, because the mapping was shown above and is drawn anew for each document
 
-    K T B A K K T B A K       a recital: letters or words in random order, said twice or three times
-
 Labels are dealt out evenly over the keys of a document, so the label of a line says little about the next one's.
 Probes ask the same of a model: `shots` lines, then a key that stands among them. Key sets are divided by hash: a set
 of keys that a probe uses never forms a document. With 0 shots there is nothing to go on (chance = 1 / labels), with
 1 shot the label only has to be copied, from 2 on it has to be looked up.
-Recitals are the densest food of the same ability: from the second time on every token can be copied. (Without them
-it does not come within a laptop's budget; see docs/log.md.) Documents of this kind are what induction heads feed on
-(Olsson et al. 2022, In-context Learning and Induction Heads; Chan et al. 2022, Data Distributional Properties Drive
-Emergent In-Context Learning).
+Documents of this kind, and recitals (recitals.py), are what induction heads feed on (Olsson et al. 2022, In-context
+Learning and Induction Heads; Chan et al. 2022, Data Distributional Properties Drive Emergent In-Context Learning).
 
 What it does not handle: noise in the mapping, keys of several words, labels that depend on a rule.
 """
@@ -30,11 +26,6 @@ from sekkei.core.errors import ConfigError, UserError
 from sekkei.data.tasks import held_out
 
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-_COMMON = (
-    "the of and to in is it for as with be by on not this that from are or an at if all can has one more other new",
-    "use make like time data file name list value type code line number string first last next return class",
-)
-COMMON_WORDS = tuple(word for line in _COMMON for word in line.split())
 _CONSONANTS = "bdfgklmnprstvz"
 _VOWELS = "aeiou"
 _PROBE_PERCENT = 10  # share of all key sets that is kept for probes
@@ -50,7 +41,6 @@ class PatternConfig:
         labels: the fixed label set; single common words, so that a tokenizer holds " red" as one token.
         min_keys, max_keys: how many keys a document's mapping has.
         min_repeats, max_repeats: a document has this many lines per key on average (at least 2).
-        recitals: share of documents that are recitals.
     """
 
     keys: Literal["letters", "words"] = "letters"
@@ -59,7 +49,6 @@ class PatternConfig:
     max_keys: int = 6
     min_repeats: int = 3
     max_repeats: int = 5
-    recitals: float = 0.6
 
     def __post_init__(self) -> None:
         if len(set(self.labels)) < 2 or len(set(self.labels)) != len(self.labels):
@@ -69,25 +58,14 @@ class PatternConfig:
                 raise ConfigError("labels", f"{label!r} must be a single word of letters")
         if not 2 <= self.min_keys <= self.max_keys <= 20:
             raise ConfigError("min_keys", f"2 <= min_keys={self.min_keys} <= max_keys={self.max_keys} <= 20 must hold")
-        if not 0 <= self.recitals <= 1:
-            raise ConfigError("recitals", f"got {self.recitals}, must be a share in 0 … 1")
         if not 2 <= self.min_repeats <= self.max_repeats:
             raise ConfigError(
                 "min_repeats", f"2 <= min_repeats={self.min_repeats} <= max_repeats={self.max_repeats} must hold"
             )
 
 
-def recital(rng: random.Random) -> str:
-    """A random list of letters (mostly) or words, said twice or three times."""
-    pool = LETTERS if rng.random() < 0.6 else COMMON_WORDS
-    items = [rng.choice(pool) for _ in range(rng.randint(6, 24))]
-    return " ".join(items * rng.choice((2, 2, 3))) + "\n"
-
-
 def pattern_document(rng: random.Random, config: PatternConfig) -> str:
-    """One document: a recital, or a fresh mapping, listed with repeats, one "key -> label" per line."""
-    if rng.random() < config.recitals:
-        return recital(rng)
+    """One document: a fresh mapping, listed with repeats, one "key -> label" per line."""
     mapping = _mapping(rng, rng.randint(config.min_keys, config.max_keys), config, probe=False)
     keys = list(mapping)
     count = len(keys) * rng.randint(config.min_repeats, config.max_repeats)

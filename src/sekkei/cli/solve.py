@@ -1,0 +1,154 @@
+"""`sekkei solve`: one question, one strategy of reasoning at inference time, and its trace."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sekkei.core.errors import UserError
+
+if TYPE_CHECKING:
+    from sekkei.prompting.few_shot import Example
+    from sekkei.prompting.solution import Solution
+
+
+def command(
+    question: Annotated[str, typer.Argument(help="what to solve; '4 9 10 13' is a Game of 24")],
+    model: Annotated[
+        str | None, typer.Option(help="who answers: runs/NAME, runs/NAME#STAGE, https://HOST/v1#MODEL or env")
+    ] = None,
+    strategy: Annotated[str, typer.Option(help="direct, cot, self-consistency, best-of-n or tot")] = "cot",
+    trace: Annotated[Path | None, typer.Option(help="write the tree to FILE.html, or everything to FILE.json")] = None,
+    samples: Annotated[int, typer.Option(help="of self-consistency and best-of-n")] = 16,
+    choose_by: Annotated[str, typer.Option(help="best-of-n: likelihood or judge")] = "likelihood",
+    algorithm: Annotated[str, typer.Option(help="tot: bfs or dfs")] = "bfs",
+    generate: Annotated[str, typer.Option(help="tot: propose, sample or auto")] = "auto",
+    evaluate: Annotated[str, typer.Option(help="tot: value, vote, likely or auto")] = "auto",
+    beam: Annotated[int, typer.Option(help="tot bfs: states kept per step")] = 5,
+    candidates: Annotated[int, typer.Option(help="tot: thoughts asked for per state")] = 5,
+    depth: Annotated[int | None, typer.Option(help="tot: most thoughts on a path, default the task's own")] = None,
+    threshold: Annotated[float | None, typer.Option(help="tot dfs: a state must be valued above it")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="tot: the exact solver of the Game of 24, no model")] = False,
+    examples: Annotated[Path | None, typer.Option(help="JSONL of question, answer, reasoning, label")] = None,
+    shots: Annotated[int, typer.Option(help="examples to show")] = 4,
+    select: Annotated[str, typer.Option(help="examples: random, nearest or diverse")] = "nearest",
+    balance: Annotated[bool, typer.Option("--balance", help="as many examples of each label")] = False,
+    temperature: Annotated[float, typer.Option(help="of what is sampled")] = 0.7,
+    max_tokens: Annotated[int, typer.Option(help="of one reply")] = 512,
+    budget: Annotated[int | None, typer.Option(help="most tokens in all")] = None,
+    seed: Annotated[int, typer.Option(help="of sampling")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> int:
+    """Solve a question by prompting alone: chains of thought, votes, the best of n, or a search (Tree of Thoughts).
+
+    Problems that a program can check (Game of 24, modular chains) are checked; a wrong or missing answer gives exit
+    code 1. Without --model, SEKKEI_LLM_URL and SEKKEI_LLM_MODEL are used where they are set.
+
+    \b
+    Examples:
+      sekkei solve "4 9 10 13" --strategy tot --exact --trace tree.html
+      sekkei solve "start at 7, add 3, times 4, minus 5, modulo 23" --model runs/laptop --strategy tot --trace tree.html
+      sekkei solve "How many minutes are in 3 days?" --model https://HOST/v1#MODEL --strategy self-consistency
+    """
+    from sekkei.core.config import from_mapping
+    from sekkei.prompting.build import StrategyConfig, build, checked, kind_of
+    from sekkei.prompting.solution import solve_with
+
+    pool = read_examples(examples) if examples else ()
+    options = {
+        "strategy": strategy, "samples": samples, "choose_by": choose_by, "algorithm": algorithm, "generate": generate,
+        "evaluate": evaluate, "beam": beam, "candidates": candidates, "depth": depth, "threshold": threshold,
+        "exact": exact, "shots": shots if pool else 0, "select": select, "balance": balance,
+        "temperature": temperature, "max_tokens": max_tokens, "seed": seed,
+    }  # fmt: skip
+    config = from_mapping(StrategyConfig, options, "solve")
+    if trace is not None and trace.suffix not in (".html", ".json"):
+        raise UserError(f"trace: {trace} must end in .html (the tree, drawn) or .json (everything)")
+    with _open(model, exact, budget) as llm:
+        kind = kind_of(question)
+        chosen = build(config, llm.capabilities, question, pool, kind)
+        solution = solve_with(chosen, llm, question)
+        name = "exact solver" if exact else llm.name
+    right = checked(kind, question, solution.answer)
+    found = as_mapping(question, chosen.name, name, solution, right)
+    if trace is not None:
+        _write(trace, question, chosen.name, name, solution, found)
+    print(json.dumps(found, ensure_ascii=False, indent=1) if as_json else shown(solution, right, trace))
+    return 1 if right is False or (solution.answer is None and not solution.reply) else 0
+
+
+def _open(model: str | None, exact: bool, budget: int | None) -> Any:
+    from sekkei.llm import LLM
+    from sekkei.llm.budget import BudgetConfig
+    from sekkei.llm.open import LLMConfig, open_llm
+    from sekkei.llm.scripted import Scripted
+
+    if exact:
+        return LLM(Scripted([]))  # nobody is asked; a call would raise
+    model = model or ("env" if os.environ.get("SEKKEI_LLM_URL") else None)
+    if model is None:
+        raise UserError("model: nobody to ask; name one with --model (runs/laptop, https://HOST/v1#MODEL)")
+    return open_llm(LLMConfig(spec=model, budget=BudgetConfig(tokens=budget)))
+
+
+def read_examples(path: Path) -> tuple[Example, ...]:
+    """Solved questions, one JSON object a line.
+
+    Raises:
+        UserError: the file is missing, a line is no JSON, or a key is unknown or missing.
+    """
+    from sekkei.core.config import from_mapping
+    from sekkei.prompting.few_shot import Example
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"examples: {path} cannot be read ({error})") from None
+    made = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            data = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"examples: {path}, line {number} is no JSON ({error})") from None
+        if not isinstance(data, dict):
+            raise UserError(f'examples: {path}, line {number} is no object; write {{"question": …, "answer": …}}')
+        made.append(from_mapping(Example, data, f"{path}:{number}"))
+    if not made:
+        raise UserError(f"examples: {path} is empty")
+    return tuple(made)
+
+
+def shown(solution: Solution, right: bool | None, trace: Path | None) -> str:
+    """For people: the answer, whether it is right, what it cost."""
+    verdict = {True: "  (checked: right)", False: "  (checked: wrong)", None: ""}[right]
+    answer = solution.answer if solution.answer is not None else solution.reply.strip()
+    cost = solution.cost
+    lines = [f"{answer}{verdict}" if answer else f"no answer{verdict}"]
+    if solution.answer is None and answer:
+        lines[0] += "  (no answer could be read from this reply)"
+    lines.append(f"{cost.calls} calls, {cost.prompt_tokens} tokens read, {cost.completion_tokens} written")
+    return "\n".join([*lines, *([f"trace: {trace}"] if trace else [])])
+
+
+def as_mapping(question: str, strategy: str, model: str, solution: Solution, right: bool | None) -> dict[str, Any]:
+    """For programs."""
+    from dataclasses import asdict
+
+    data = asdict(solution)
+    return {"question": question, "strategy": strategy, "model": model, "right": right, **data}
+
+
+def _write(path: Path, question: str, strategy: str, model: str, solution: Solution, found: dict[str, Any]) -> None:
+    from sekkei.core import atomic
+    from sekkei.prompting.drawing import write_page
+
+    if path.suffix == ".json":
+        atomic.write_json(path, found)
+    else:
+        write_page(path, question, strategy, model, solution)

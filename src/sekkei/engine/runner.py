@@ -1,0 +1,91 @@
+"""One planned pass through the model: flat tokens in, the scores after each piece out.
+
+    decodes   t t t t t                 one token of each running row
+    prefills            p p p p p q q   then the pieces of prompts; all in one row [1, T] of the model
+
+Everything but attention sees T independent tokens, so nothing is padded. Only the last token of each piece goes
+through the head, unless a request wants the log-probabilities of its prompt.
+
+It does not handle more than one device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sekkei.engine.cache import BlockStore, PassAttend
+from sekkei.engine.request import Top
+from sekkei.engine.scheduler import Piece, Plan
+from sekkei.model.transformer import Transformer
+
+HEAD_ROWS = 256  # prompt positions scored at a time, so that [rows, V] stays small
+
+
+class Runner:
+    """Runs plans on one model.
+
+    Args:
+        blocks, size: of the key/value store. rows: slots. dtype: autocast dtype; None: the weights' own.
+    """
+
+    def __init__(self, model: Transformer, blocks: int, size: int, rows: int, dtype: torch.dtype | None) -> None:
+        self.model, self.dtype = model, dtype
+        self.store = BlockStore(model.config.num_layers, blocks, size)
+        self.tables = np.zeros((rows, -(-model.config.max_context // size)), np.int64)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def run(self, plan: Plan, scored: Sequence[Piece] = ()) -> tuple[Tensor, dict[int, Tensor]]:
+        """Compute a plan's tokens.
+
+        Args:
+            scored: pieces whose every token's hidden state is wanted.
+        Returns:
+            scores [pieces, V] after each piece, and by arrival the hidden states [count, D] of `scored`.
+        """
+        self.store.copy(plan.copies)
+        pieces = plan.pieces
+        attend = PassAttend(self.store, self.tables, plan.decodes, plan.prefills, self.device)
+        ids: list[int] = [piece.sequence.tokens[piece.start] for piece in plan.decodes]
+        for piece in plan.prefills:
+            ids += piece.sequence.tokens[piece.start : piece.start + piece.count]
+        ends = np.cumsum([piece.count for piece in pieces])
+        kind = self.device.type
+        with torch.autocast(kind, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            tokens = torch.tensor(ids, device=self.device)[None]
+            hidden = self.model.hidden(tokens, attend.positions[None], attend)[0]
+            last = hidden if len(ends) == len(hidden) else hidden[torch.from_numpy(ends - 1).to(self.device)]
+            logits = self.model.logits(last)
+        wanted = {id(piece) for piece in scored}
+        kept = {
+            piece.sequence.arrival: hidden[end - piece.count : end]
+            for piece, end in zip(pieces, ends, strict=True)
+            if id(piece) in wanted
+        }
+        return logits, kept
+
+    def score(self, hidden: Tensor, labels: Sequence[int], top: int) -> tuple[list[float], list[Top]]:
+        """Log-probability of each label after its hidden state [T, D], and the `top` best, at temperature 1."""
+        found: list[float] = []
+        best: list[Top] = []
+        for start in range(0, len(labels), HEAD_ROWS):
+            part = torch.tensor(labels[start : start + HEAD_ROWS], device=self.device)
+            with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+                logits = self.model.logits(hidden[start : start + len(part)])
+            logprobs = logits.float().log_softmax(-1)
+            found += logprobs.gather(-1, part[:, None]).squeeze(-1).tolist()
+            if top:
+                values, tokens = logprobs.topk(min(top, logprobs.shape[1]), dim=-1)
+                best += as_tops(values, tokens)
+        return found, best
+
+
+def as_tops(values: Tensor, tokens: Tensor) -> list[Top]:
+    """[R, n] log-probabilities and ids -> one tuple of (id, log-probability) per row."""
+    return [tuple(zip(ids, row)) for ids, row in zip(tokens.tolist(), values.tolist())]

@@ -1,0 +1,89 @@
+"""All figures of one judging in one place, from its annotations and scorecards: what `sekkei judge compare` shows.
+
+What it does not handle: asking judges (runner.py), drawing (page.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sekkei.core.errors import UserError
+from sekkei.judge.annotations import Row
+from sekkei.judge.bias import BiasFit, fit_biases
+from sekkei.judge.bradley_terry import Ranking, rank
+from sekkei.judge.intervals import DRAWS, Estimate, bootstrap
+from sekkei.judge.pairs import Pairs, to_pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Rankings and biases. `biases` is None where they cannot be fitted, and `notes` says why.
+
+    Attributes:
+        win: (model, other, win rate) of every two models that met, with intervals.
+    """
+
+    ranking: Ranking
+    biases: BiasFit | None
+    win: list[tuple[str, str, Estimate]]
+    notes: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **self.ranking.as_json(),
+            "win_rates": [{"model": a, "against": b, **rate.scaled(100).as_json()} for a, b, rate in self.win],
+            "biases": self.biases.as_json() if self.biases else None,
+            "notes": [*self.ranking.notes, *self.notes],
+        }
+
+
+def compare(
+    rows: Sequence[Row],
+    baseline: str | None = None,
+    judge_family: Sequence[str] | None = None,
+    candidate_family: Sequence[str] | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Comparison:
+    """Rankings, win rates and biases of judgements.
+
+    Args:
+        judge_family, candidate_family: in the sorted order of names, as `to_pairs` lists them.
+    Raises:
+        UserError: nothing can be ranked, see `rank` and `to_pairs`.
+    """
+    pairs = to_pairs(rows, baseline)
+    notes = []
+    try:
+        biases = fit_biases(pairs, judge_family, candidate_family)
+    except (UserError, np.linalg.LinAlgError) as error:
+        biases = None
+        notes.append(f"biases were not fitted: {error}")
+    return Comparison(
+        ranking=rank(pairs, draws, seed), biases=biases, win=win_rates_by_pair(pairs, draws, seed), notes=notes
+    )
+
+
+def win_rates_by_pair(pairs: Pairs, draws: int = DRAWS, seed: int = 0) -> list[tuple[str, str, Estimate]]:
+    """Mean preference of every two candidates that met, questions resampled with all their judgements."""
+    found = []
+    for a in range(len(pairs.candidates)):
+        for b in range(a + 1, len(pairs.candidates)):
+            forward = (pairs.first == a) & (pairs.second == b)
+            chosen = forward | ((pairs.first == b) & (pairs.second == a))
+            if not chosen.any():
+                continue
+            for_a = np.where(forward, pairs.outcome, 1 - pairs.outcome)[chosen]
+            _, place = np.unique(pairs.question[chosen], return_inverse=True)
+            size = int(place.max()) + 1
+            total, count = np.bincount(place, for_a, size), np.bincount(place, minlength=size)
+
+            def rate(weights: np.ndarray, total: np.ndarray = total, count: np.ndarray = count) -> float:
+                return float(weights @ total / (weights @ count))
+
+            found.append((pairs.candidates[a], pairs.candidates[b], bootstrap(rate, size, draws, seed)))
+    return found

@@ -1,0 +1,72 @@
+"""Open the model of a run folder for answering: which stage's model it is, its weights, its tokenizer.
+
+    runs/laptop/recipe.yaml, tokenizer/, <stage>/done.json, <stage>/model/      (docs/design.md, section 5)
+
+It reads only; a folder that a run is writing to may be opened, since finished stages no longer change.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sekkei.core.errors import UserError
+from sekkei.llm.engine import EngineBackend
+
+ALIGNED = ("grpo", "dpo", "sft")  # newest first; pretraining stages come after them
+
+
+def choose_stage(run_dir: Path, wanted: str | None = None) -> str:
+    """The stage whose model to load: `wanted`, or the newest finished one.
+
+    Raises:
+        UserError: no run there, no finished model, or `wanted` is not one of them.
+    """
+    from sekkei.core.config import read_yaml
+
+    recipe = run_dir / "recipe.yaml"
+    if not recipe.is_file():
+        raise UserError(f"{run_dir}: holds no run (recipe.yaml is missing); sekkei run writes one")
+    pretrained = [f"pretrain.{key}" for key in reversed(list(read_yaml(recipe).get("pretrain") or {}))]
+    finished = [
+        name
+        for name in (*ALIGNED, *pretrained)
+        if (run_dir / name / "done.json").is_file() and (run_dir / name / "model").is_dir()
+    ]
+    if not finished:
+        raise UserError(f"{run_dir}: no stage has finished a model yet; go on with sekkei run {recipe}")
+    if wanted is None:
+        return finished[0]
+    if wanted not in finished:
+        raise UserError(f"stage {wanted}: {run_dir} has no finished model of it; it has {', '.join(finished)}")
+    return wanted
+
+
+def open_run(run_dir: Path, stage: str | None = None, max_batch: int = 64) -> EngineBackend:
+    """The newest finished model of a run (or that of `stage`), on the CPU in float32, ready to answer.
+
+    Raises:
+        UserError: as `choose_stage`, or a file is missing or damaged.
+    """
+    chosen = choose_stage(run_dir, stage)
+    import torch
+
+    from sekkei.core.config import from_mapping
+    from sekkei.engine.engine import Engine
+    from sekkei.model.config import ModelConfig
+    from sekkei.model.transformer import Transformer
+    from sekkei.text.tokenizer import Tokenizer
+    from sekkei.train.checkpoint import read_sealed
+    from sekkei.train.loop import load_model
+
+    tokenizer = Tokenizer.load(run_dir / "tokenizer")
+    tensors, state = read_sealed(run_dir / chosen / "model")
+    config = from_mapping(ModelConfig, state["config"], "model")
+    with torch.device("meta"):
+        model = Transformer(config)
+    model = model.to_empty(device="cpu")
+    if config.tied_embeddings and model.lm_head is not None and model.embed is not None:
+        model.lm_head.weight = model.embed.weight
+    with torch.no_grad():
+        load_model(model, tensors)
+    engine = Engine(model.eval(), max_batch=max_batch)
+    return EngineBackend(engine, tokenizer, base=chosen not in ALIGNED, name=f"{run_dir}#{chosen}")

@@ -1,0 +1,92 @@
+"""Named points of the GRPO family: which advantage, ratio, clip, aggregation and KL each published method is.
+
+    token         what the recipes use: GRPO's advantage, the mean over all tokens, no KL
+    grpo          Shao et al. 2024: per-sequence means, k3 in the loss         dr_grpo   Liu et al. 2025: unbiased
+    dapo          Yu et al. 2025: clip higher, token mean, groups with spread  gspo      Zheng et al. 2025: sequences
+    cispo         MiniMax-M1 2025: clipped weight, every token keeps a gradient
+    rloo          Ahmadian et al. 2024, as in TRL: whole answers, k1 in the reward
+    reinforce_pp  Hu 2025: one baseline for the whole batch, k1 per token in the reward
+
+Combinations that compute something else than they seem to are refused with the reason. DAPO's overlong shaping is
+`overlong_buffer` of the config (the paper: a fifth of max_tokens), because it needs a length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sekkei.core.errors import ConfigError
+from sekkei.objectives.advantages import Advantage
+from sekkei.objectives.policy_loss import Aggregation, Clip, Estimator, Ratio
+
+Variant = Literal["token", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One method. The factors are explained in advantages.py and policy_loss.py."""
+
+    advantage: Advantage = "group_std"
+    ratio: Ratio = "token"
+    clip: Clip = "ppo"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    aggregation: Aggregation = "token"
+    kl: float = 0.0
+    estimator: Estimator = "k3"
+    kl_place: Literal["loss", "reward"] = "loss"
+    dynamic_sampling: bool = False
+
+
+POINTS: dict[str, Point] = {
+    "token": Point(),
+    "grpo": Point(aggregation="sequence", kl=0.04),
+    "dr_grpo": Point(advantage="group_mean", aggregation="constant"),
+    "dapo": Point(clip_high=0.28, dynamic_sampling=True),
+    "gspo": Point(ratio="sequence", clip_low=3e-4, clip_high=4e-4, aggregation="sequence"),
+    "cispo": Point(
+        clip="cispo", clip_high=4.0
+    ),  # ScaleRL (Khatri et al. 2025): weights up to 4 to 8 make no difference
+    "rloo": Point(
+        advantage="leave_one_out",
+        ratio="sequence_sum",
+        aggregation="sequence",
+        kl=0.05,
+        estimator="k1",
+        kl_place="reward",
+    ),
+    "reinforce_pp": Point(advantage="batch_std", kl=0.01, estimator="k1", kl_place="reward"),
+}
+
+
+def point_of(variant: Variant) -> Point:
+    return POINTS[variant]
+
+
+def check_point(point: Point, variant: str, updates: int) -> None:
+    """Refuse what computes something else than it seems to.
+
+    Args:
+        updates: optimizer steps per rollout.
+    Raises:
+        ConfigError: with the reason.
+    """
+    if not 0 < point.clip_low < 1 or point.clip_high <= 0:
+        raise ConfigError("clip_low", f"got {point.clip_low} and clip_high={point.clip_high}: 0 < low < 1, high > 0")
+    if point.kl < 0:
+        raise ConfigError("kl", f"got {point.kl}, must be >= 0 (0 = none)")
+    if point.ratio.startswith("sequence") and point.ratio != "sequence_sum" and updates == 1:
+        raise ConfigError(
+            "updates",
+            f"got 1 with minibatches=1: before the first update every ratio is 1, so {variant} would be plain "
+            "REINFORCE and its clip idle; take updates or minibatches >= 2",
+        )
+    if point.kl and point.kl_place == "loss" and point.estimator == "k1":
+        raise ConfigError("kl", "k1 in the loss has an expected gradient of 0: take k2, k3 or k3_ratio, or the reward")
+    if point.kl and point.kl_place == "reward" and point.estimator == "k3_ratio":
+        raise ConfigError("kl", "k3_ratio in the reward is k3: the ratio is 1 when rewards are given; take k1")
+    if point.advantage == "batch_std" and point.kl and point.ratio in ("sequence", "sequence_sum"):
+        raise ConfigError(
+            "kl", "tokens of one answer have advantages of their own, a sequence has one ratio: take token"
+        )

@@ -1,0 +1,316 @@
+"""Bytes that one rank holds under a layout, in closed form: nothing is built, nothing is run.
+
+    state        parameters + gradients + master + moments            exact: `Sharded.bytes()` and Adam's state
+    working set  activations + casts + logits + gathered + buckets    estimate of the peak, in the backward pass
+
+State, in bytes per parameter, for N data ranks (dp · cp) and n = the parameters left after tensor parallelism:
+
+                    fp32 weights     bf16 weights, fp32 master     the same, gradients summed in fp32
+    stage 0         4 + 4 + 8        2 + 2 + 12                    2 + 4 + 12
+    stage 1         8 + 8 / N        4 + 12 / N                    4 + 16 / N
+    stage 2         4 + 12 / N       2 + 14 / N                    2 + 16 / N
+    stage 3         16 / N           16 / N                        16 / N
+
+The middle column is the textbook's (Rajbhandari et al. 2020, section 5). Summed in fp32 (`layout.reduce`, the default),
+the reduced gradient of a slice costs 4 / N beside the whole bf16 gradients (stage 1) or in place of their slice of
+2 / N (stage 2). A parameter that N does not divide gives the first ranks ceil(n / N) elements (stages 1 and 2) or
+ceil(rows / N) rows (stage 3), the last ones less. State is that between the backward pass and the optimizer, which
+widens the gradients of a rank's slices to fp32 while it runs.
+
+Exact in all stages; stage 3 with bf16 weights keeps fp32 shards that are gathered in bf16. Activations are those of
+model/flops.py, divided as tensor.py cuts them: for bf16 weights an upper bound, for the norms' inputs are counted in
+float32, as autocast keeps them. Every micro-batch has packed rows.
+
+A pipeline rank has its own layers, the first one the embedding too, the last one norm, head and logits; it keeps the
+activations of as many micro-batches as its schedule lets in before the first one comes back:
+
+    gpipe m      1f1b min(m, pp - rank)      interleaved, zero_bubble min(2 m, 3 pp - 2 rank - 1) of its two stages
+
+(Narayanan et al. 2021, section 2.2; zero_bubble holds inputs of postponed weight gradients on top, not counted.)
+
+It does not handle experts, offloading, Muon, or the allocator's fragments.
+
+Shapes: `L` layers, `D` width, `N` query heads, `K` key/value heads, `H` head width, `F` inner width, `V` vocabulary,
+`M` tokens of a micro-batch on one rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Literal
+
+from sekkei.core.errors import ConfigError
+from sekkei.model.config import ModelConfig
+from sekkei.model.flops import count_parameters
+from sekkei.model.logprobs import GPU_CHUNK_ELEMENTS, KEEP_ELEMENTS
+from sekkei.parallel.layout import CHUNKS, Layout
+from sekkei.parallel.tensor import cut_dim
+from sekkei.parallel.zero import BUCKET_ELEMENTS
+
+Weights = Literal["fp64", "fp32", "bf16"]
+WEIGHT_BYTES: dict[Weights, int] = {"fp64": 8, "fp32": 4, "bf16": 2}
+STATE = ("params", "grads", "master", "moments")
+WORKING = ("activations", "casts", "logits", "gathered", "buckets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is trained.
+
+    Args:
+        context: tokens of a row. rows: of the global batch. micro_rows: rows per data rank and forward pass.
+        weights: their dtype, which goes before the layout's; forward passes of fp32 and bf16 run in bf16.
+    """
+
+    model: ModelConfig
+    context: int
+    rows: int
+    micro_rows: int = 1
+    weights: Weights = "bf16"
+
+    def __post_init__(self) -> None:
+        for key in ("context", "rows", "micro_rows"):
+            if getattr(self, key) < 1:
+                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
+
+    @property
+    def weight(self) -> int:
+        """Bytes of a weight."""
+        return WEIGHT_BYTES[self.weights]
+
+    @property
+    def wide(self) -> int:
+        """Bytes of an element of masters, moments and reduced gradients."""
+        return max(4, self.weight)
+
+    @property
+    def compute(self) -> int:
+        """Bytes of an element in forward passes."""
+        return 8 if self.weights == "fp64" else 2
+
+    def check(self, layout: Layout) -> None:
+        """Refuse a layout that does not divide the model or the batch.
+
+        Raises:
+            ConfigError: with the arithmetic.
+        """
+        layout.check(self.model, tokens=self.context)
+        if self.rows % (layout.dp * self.micro_rows):
+            product = f"dp·micro_rows = {layout.dp}·{self.micro_rows} = {layout.dp * self.micro_rows}"
+            raise ConfigError("layout.dp", f"{product} must divide rows={self.rows}")
+        layout.check_micro_batches(self.passes(layout))
+
+    def passes(self, layout: Layout) -> int:
+        """Micro-batches of one step on each rank."""
+        return self.rows // (layout.dp * self.micro_rows)
+
+
+def textbook_bytes(stage: int, ranks: int) -> float:
+    """Bytes per parameter by the ZeRO paper: bf16 weights and gradients, fp32 master and moments."""
+    return (16.0, 4 + 12 / ranks, 2 + 14 / ranks, 16 / ranks)[stage]
+
+
+def parameter_table(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """(name, shape, how often) of every parameter; names of the first layer stand for all."""
+    d, f, h = model.hidden_size, model.intermediate_size, model.head_size
+    a, c, layers = model.num_heads * h, model.num_kv_heads * h, model.num_layers
+    yield "embed.weight", (model.vocab_size, d), 1
+    block = {
+        "attention_norm": (d,),
+        "attention.q_proj": (a, d),
+        "attention.k_proj": (c, d),
+        "attention.v_proj": (c, d),
+        "attention.o_proj": (d, a),
+        "mlp_norm": (d,),
+        "mlp.gate_proj": (f, d),
+        "mlp.up_proj": (f, d),
+        "mlp.down_proj": (d, f),
+    }
+    if model.qk_norm:
+        block |= {"attention.q_norm": (h,), "attention.k_norm": (h,)}
+    for name, shape in block.items():
+        yield f"layers.0.{name}.weight", shape, layers
+    yield "norm.weight", (d,), 1
+    if not model.tied_embeddings:
+        yield "lm_head.weight", (model.vocab_size, d), 1
+
+
+@lru_cache
+def local_table(model: ModelConfig, tp: int, pp: int, stage: int) -> tuple[tuple[str, tuple[int, ...], int], ...]:
+    """`parameter_table` of one tensor-parallel rank on pipeline rank `stage` of `pp`."""
+    found = []
+    for name, shape, times in parameter_table(model):
+        cut, inside = cut_dim(name), name.startswith("layers.")
+        home = 0 if name.startswith("embed.") else pp - 1
+        if inside or stage == home:
+            local = tuple(size // tp if dim == cut else size for dim, size in enumerate(shape))
+            found.append((name, local, times // pp if inside else times))
+    return tuple(found)
+
+
+def state_bytes(model: ModelConfig, layout: Layout, weights: Weights, rank: int = 0) -> dict[str, int]:
+    """Parameters, gradients, masters and Adam's moments on `rank`, after backward and before the optimizer's step."""
+    stage, inside = divmod(rank, layout.world // layout.pp)
+    data = inside // layout.tp
+    shards = layout.dp * layout.cp // layout.replicate
+    whole = own = rows = 0
+    for _, shape, times in local_table(model, layout.tp, layout.pp, stage):
+        size = prod(shape)
+        whole += times * size
+        own += times * _share(size, layout.dp * layout.cp, data)
+        rows += times * _share(shape[0], shards, data % shards) * prod(shape[1:])
+    w = WEIGHT_BYTES[weights]
+    wide = max(4, w)
+    sums = wide if layout.reduce == "fp32" else w
+    if layout.zero == 3:
+        return {"params": wide * rows, "grads": wide * rows, "master": 0, "moments": 2 * wide * rows}
+    updated = own if layout.zero else whole
+    grads = {0: sums * whole, 1: w * whole + (sums * own if sums > w else 0), 2: sums * own}[layout.zero]
+    master = wide * updated if w < wide else 0  # else a view of the weights
+    return {"params": w * whole, "grads": grads, "master": master, "moments": 2 * wide * updated}
+
+
+def _share(size: int, parts: int, index: int) -> int:
+    """Elements of part `index`, where every part but the last ones has ceil(size / parts)."""
+    width = -(-size // parts)
+    return max(0, min(width, size - index * width))
+
+
+def micro_tokens(job: Job, layout: Layout) -> int:
+    """`M`."""
+    return job.micro_rows * job.context // layout.cp
+
+
+def held_layers(job: Job, layout: Layout, stage: int) -> int:
+    """Layers whose activations a pipeline rank holds at its peak, each counted once per micro-batch."""
+    layers, passes = job.model.num_layers, job.passes(layout)
+    if layout.pp == 1:
+        return layers
+    if CHUNKS[layout.schedule] == 2:
+        return min(2 * passes, 3 * layout.pp - 2 * stage - 1) * layers // layout.stages
+    return (passes if layout.schedule == "gpipe" else min(passes, layout.pp - stage)) * layers // layout.pp
+
+
+def activation_bytes(job: Job, layout: Layout, stage: int = 0) -> dict[str, int]:
+    """What autograd saves on pipeline rank `stage`: the table of model/flops.py by what cuts each line.
+
+        over tp                    s (A + F), s 3 F, s (A + 2 C), 4 · 2 (A + C), 4 N
+        over tp with the sequence  4 · 4 D: the norms stand outside of `gather`
+        not cut                    s c D: inputs of projections are gathered; the mask, s T (none with cp: the ring's
+                                   blocks make theirs)
+
+    With `full` recomputation: one block whole, and 4 D per token for every block's input. With `selective`: neither the
+    mask nor 4 N (the statistics of a fused kernel's softmax), but for one block.
+    """
+    model, s, tp = job.model, job.compute, layout.tp
+    d, f, h = model.hidden_size, model.intermediate_size, model.head_size
+    a, c = model.num_heads * h, model.num_kv_heads * h
+    sequence = tp if layout.sequence_parallel else 1
+    residual = max(4, s)
+    autocast = s < residual
+    cut = s * (a + f) + 3 * s * f + s * (a + 2 * c) + (2 * residual * (a + c) if model.qk_norm else 0)
+    layer = cut // tp + 4 * residual * d // sequence + s * (5 if autocast else 2) * d
+    scores = residual * model.num_heads // tp + (s * job.context if layout.cp == 1 else 0)
+    tokens, layers, last = micro_tokens(job, layout), held_layers(job, layout, stage), stage == layout.pp - 1
+    blocks = {
+        "none": layers * (layer + scores),
+        "selective": layers * layer + scores,
+        "full": layer + scores + layers * residual * d // sequence,
+    }[layout.recompute]
+    end = 2 * residual * d // sequence + residual * d if last else 0
+    counts = count_parameters(model)
+    matrices = (counts["attention"] + counts["mlp"]) // model.num_layers
+    casts = s * layers * matrices // tp if s < job.weight else 0  # autograd keeps each forward pass's own
+    logits = _logit_bytes(job, layout) if last else 0
+    return {"activations": tokens * (blocks + end), "casts": casts, "logits": logits}
+
+
+def _logit_bytes(job: Job, layout: Layout) -> int:
+    """Whole rows of `V / tp` are scored at once under tensor parallelism (vocab.py), chunks of them without it."""
+    logits = micro_tokens(job, layout) * job.model.vocab_size // layout.tp
+    s, wide = job.compute, max(4, job.compute)
+    if layout.tp > 1:
+        return (s + 3 * wide) * logits
+    return (s * logits if logits <= KEEP_ELEMENTS else 0) + 3 * wide * min(logits, GPU_CHUNK_ELEMENTS)
+
+
+def block_and_root(model: ModelConfig, layout: Layout, stage: int = 0) -> tuple[int, int]:
+    """Parameters of one block, and of what lies outside of blocks, on one rank of a pipeline stage."""
+    sizes = [(name, prod(shape)) for name, shape, _ in local_table(model, layout.tp, layout.pp, stage)]
+    block = sum(size for name, size in sizes if name.startswith("layers."))
+    return block, sum(size for _, size in sizes) - block
+
+
+def buffer_bytes(job: Job, layout: Layout, stage: int = 0) -> dict[str, int]:
+    """What is gathered for a moment, and what collectives are made from.
+
+    stage 3     gathered: the root, and two blocks (one computes, one is fetched), or all with `reshard: false`;
+                buckets: whole gradients of the root and of one block, and the latter once more, flat
+    stage 2     a bucket's gradients until it is full, and stage 1's
+    stage 1     a bucket, padded, side by side, in the master's precision, and a rank's row of it
+    stage 0     a bucket, flat
+    cp          keys and values: two in transit, or the whole row's; their gradients, wide: as many
+    tp          a copy of what is summed
+    pp          hidden states and their gradients: torch allots a buffer to every micro-batch, and keeps it
+    """
+    model, w, wide = job.model, job.weight, job.wide
+    block, root = block_and_root(model, layout, stage)
+    layers, gathered = model.num_layers // layout.pp, 0
+    if layout.zero == 3:
+        blocks = min(2, layers) if layout.reshard else layers
+        gathered = w * (root + blocks * block)
+        buckets = wide * (root + 2 * block)
+    else:
+        largest = max(prod(shape) for _, shape, _ in local_table(model, layout.tp, layout.pp, stage))
+        bucket = max(largest, min(BUCKET_ELEMENTS, root + layers * block))
+        buckets = w * bucket if layout.dp * layout.cp > 1 else 0
+        if layout.zero:
+            buckets += w * bucket + (wide * bucket if w < wide else 0) + wide * bucket // (layout.dp * layout.cp)
+        if layout.zero == 2:
+            buckets += w * bucket
+    tokens = micro_tokens(job, layout)
+    if layout.cp > 1:
+        copies = 2 if layout.context == "ring" else layout.cp
+        buckets += copies * tokens * kv_width(model, layout) * (job.compute + max(4, job.compute))
+    if layout.tp > 1:
+        buckets += tokens * model.hidden_size * job.compute
+    if layout.pp > 1:
+        edges = 2 * (layout.stages // layout.pp) - (stage in (0, layout.pp - 1))
+        buckets += edges * job.passes(layout) * hidden_bytes(job, layout)
+    return {"gathered": gathered, "buckets": buckets}
+
+
+def hidden_bytes(job: Job, layout: Layout) -> int:
+    """What one pipeline stage sends to the next for a micro-batch."""
+    cut = layout.tp if layout.sequence_parallel else 1
+    return micro_tokens(job, layout) * job.model.hidden_size * job.weight // cut
+
+
+def kv_width(model: ModelConfig, layout: Layout) -> int:
+    """Elements of keys and values of one token in one layer on one rank."""
+    return 2 * model.num_kv_heads * model.head_size // layout.tp
+
+
+def rank_bytes(job: Job, layout: Layout, rank: int = 0) -> dict[str, int]:
+    """All components of a rank by name, `STATE` then `WORKING`; their sum is the estimate of its peak.
+
+    Raises:
+        ConfigError: the layout does not divide the model or the batch.
+    """
+    job.check(layout)
+    state = state_bytes(job.model, layout, job.weights, rank)
+    stage = rank // (layout.world // layout.pp)
+    return {**state, **activation_bytes(job, layout, stage), **buffer_bytes(job, layout, stage)}
+
+
+def heaviest_rank(job: Job, layout: Layout) -> int:
+    """The first rank of the first pipeline stage, or of the last: which one holds more.
+
+    Raises:
+        ConfigError: as `rank_bytes`.
+    """
+    ends = {0, layout.world - layout.world // layout.pp}
+    return max(sorted(ends), key=lambda rank: sum(rank_bytes(job, layout, rank).values()))

@@ -1,0 +1,173 @@
+"""`sekkei prove`: every layout computes what one process computes, and every planted fault is noticed.
+
+Rows of one world size share one set of processes. The certificate is a list of findings; it holds if every layout is
+within the limits and every fault is outside them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sekkei.core.errors import ConfigError, UserError
+from sekkei.model.config import ModelConfig
+from sekkei.parallel.layout import CHUNKS, Layout
+from sekkei.prove import case
+from sekkei.prove.faults import FAULTS
+from sekkei.prove.worker import Row, run_rows
+
+NAMED = (
+    *(Layout(dp=2, zero=zero) for zero in range(4)),
+    Layout(tp=2),
+    Layout(tp=2, sequence_parallel=True),
+    Layout(cp=2),
+    Layout(cp=2, zero=2),
+    *(Layout(dp=4, zero=zero) for zero in range(4)),
+    Layout(dp=4, zero=3, reshard=False),
+    Layout(dp=4, replicate=2, zero=3),
+    Layout(tp=4),
+    Layout(tp=4, sequence_parallel=True),
+    Layout(cp=4),
+    Layout(cp=4, context="gather"),
+    *(Layout(dp=2, tp=2, zero=zero) for zero in range(4)),
+    Layout(dp=2, tp=2, zero=3, sequence_parallel=True),
+    *(Layout(dp=2, cp=2, zero=zero) for zero in range(4)),
+    Layout(cp=2, tp=2),
+    Layout(cp=2, tp=2, sequence_parallel=True, zero=1),
+    Layout(cp=2, tp=2, zero=3),
+    *(Layout(pp=2, schedule=schedule) for schedule in CHUNKS),
+    Layout(pp=4),
+    Layout(pp=2, dp=2, zero=1),
+    Layout(pp=2, dp=2, zero=2, schedule="zero_bubble"),
+    Layout(pp=2, dp=2, zero=3, schedule="interleaved"),
+    Layout(pp=2, tp=2, sequence_parallel=True),
+    Layout(pp=2, cp=2),
+    Layout(dp=2, tp=2, zero=3, recompute="full"),
+    Layout(pp=2, cp=2, schedule="interleaved", recompute="full"),
+    Layout(cp=2, tp=2, recompute="selective"),
+)
+EIGHT = (
+    *(Layout(dp=2, cp=2, tp=2, zero=zero) for zero in range(4)),
+    Layout(dp=2, cp=2, tp=2, zero=3, sequence_parallel=True),
+    Layout(dp=4, replicate=2, cp=2, zero=3),
+    Layout(dp=4, replicate=2, tp=2, zero=3),
+    Layout(pp=2, dp=2, tp=2, zero=1),
+    Layout(pp=2, dp=2, tp=2, zero=3, sequence_parallel=True),
+    Layout(pp=2, cp=2, tp=2, schedule="interleaved"),
+    Layout(pp=2, dp=2, cp=2, zero=2, schedule="zero_bubble"),
+    Layout(pp=2, dp=4, replicate=2, zero=3, schedule="gpipe"),
+)
+MUON = (Layout(dp=4, zero=2), Layout(dp=2, tp=2, zero=3), Layout(pp=2, tp=2))
+FLOAT32 = (Layout(dp=4, zero=3), Layout(cp=2, tp=2), Layout(pp=2, dp=2, zero=1))
+OWN = (  # of a recipe that names no layout: one of each kind
+    Layout(dp=2, zero=2),
+    Layout(dp=2, zero=3),
+    Layout(tp=2, sequence_parallel=True),
+    Layout(cp=2),
+    Layout(pp=2),
+)
+PREFERENCES = (Layout(dp=2), Layout(tp=2), Layout(cp=2), Layout(cp=4), Layout(dp=2, cp=2, zero=2), Layout(pp=2, cp=2))
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Findings about layouts, and (fault, finding) pairs."""
+
+    rows: list[dict[str, Any]]
+    faults: list[tuple[str, dict[str, Any]]]
+
+    @property
+    def holds(self) -> bool:
+        return all(row["passed"] for row in self.rows) and not any(row["passed"] for _, row in self.faults)
+
+
+def rows_for(nproc: int, everything: bool) -> list[Row]:
+    """The rows of a certificate on up to `nproc` processes.
+
+    Raises:
+        UserError: nproc is not 2, 4 or 8.
+    """
+    if nproc not in (2, 4, 8):
+        raise UserError(f"--nproc={nproc}: must be 2, 4 or 8")
+    layouts = list(dict.fromkeys([*(_product(nproc) if everything else ()), *NAMED, *(EIGHT if nproc == 8 else ())]))
+    rows = [Row(layout) for layout in layouts if 1 < layout.world <= nproc]
+    rows += [Row(layout, kind="muon") for layout in MUON if layout.world <= nproc]
+    rows += [Row(layout, dtype="fp32") for layout in FLOAT32 if layout.world <= nproc]
+    return rows + [Row(layout, "dpo") for layout in PREFERENCES if layout.world <= nproc]
+
+
+def rows_of(model: ModelConfig, layout: Layout, nproc: int) -> list[Row]:
+    """The rows of a recipe: its own layout, or one of each kind that its model allows.
+
+    A proof has its own micro-batches, and weights and sums in its own dtype: those keys of the layout are left out.
+
+    Args:
+        model: with its vocabulary.
+    Raises:
+        ConfigError: the layout does not fit the model, or the rows of a proof. UserError: it needs more processes.
+    """
+    if layout.world > nproc:
+        raise UserError(f"the recipe's layout {layout.name} needs --nproc {layout.world} or more, got {nproc}")
+    if layout.world > 1:
+        layout.check(model, tokens=case.TOKENS)
+        layout.check_micro_batches(case.MICRO_BATCHES // layout.dp)
+        return [Row(replace(layout, microbatches=0, weights="fp32", reduce="fp32"), model=model)]
+    rows = []
+    for own in OWN:
+        try:
+            own.check(model, tokens=case.TOKENS)
+        except ConfigError:
+            continue
+        rows.append(Row(own, model=model))
+    return rows
+
+
+def prove(rows: Sequence[Row], nproc: int, progress: Callable[[int, str], None], faults: bool = True) -> Certificate:
+    """Compute rows and, where there are 4 processes or more, the planted faults."""
+    planned = [Row(f.layout, f.objective, i) for i, f in enumerate(FAULTS) if f.layout.world <= nproc]  # type: ignore[arg-type]
+    planted = planned if faults else []
+    wanted = [*rows, *planted]
+    found: dict[int, dict[str, Any]] = {}
+    for size in sorted({row.nproc for row in wanted}):
+        here = [i for i, row in enumerate(wanted) if row.nproc == size]
+        progress(len(found), f"{len(here)} rows on {size} processes")
+        found.update(zip(here, run_rows([wanted[i] for i in here], size), strict=True))
+    progress(len(found), "done")
+    count = len(rows)
+    named = [(FAULTS[row.fault].name, found[count + i]) for i, row in enumerate(planted) if row.fault is not None]
+    return Certificate([found[i] for i in range(count)], named)
+
+
+def _product(nproc: int) -> list[Layout]:
+    """All layouts of at most `nproc` processes that fit the tiny model."""
+    found: dict[Layout, None] = {}
+    sizes = [size for size in (1, 2, 4, 8) if size <= nproc]
+    for pp, dp, cp, tp in itertools.product(sizes, repeat=4):
+        if not 1 < pp * dp * cp * tp <= nproc or dp > case.MICRO_BATCHES:
+            continue
+        for zero, sequence, reshard, replicate, context, schedule in itertools.product(
+            range(4), (False, True), (True, False), (1, 2), ("ring", "gather"), CHUNKS
+        ):
+            if ((not reshard or replicate > 1) and zero != 3) or (pp == 1 and schedule != "1f1b"):
+                continue
+            try:
+                layout = Layout(
+                    pp=pp,
+                    dp=dp,
+                    replicate=replicate,
+                    cp=cp,
+                    tp=tp,
+                    zero=zero,
+                    reshard=reshard,
+                    context=context,  # type: ignore[arg-type]
+                    sequence_parallel=sequence,
+                    schedule=schedule,
+                )
+                layout.check(case.DEEP if pp > 1 else case.CONFIG, tokens=case.TOKENS)
+                layout.check_micro_batches(case.MICRO_BATCHES // dp)
+            except ConfigError:
+                continue
+            found[layout] = None
+    return list(found)

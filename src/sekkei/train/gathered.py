@@ -1,0 +1,76 @@
+"""Whole weights from a layout, and an engine that generates with them.
+
+    each rank's parts ── gather_named ──> a whole copy on every rank ── engine ──> this rank's share of the requests
+                                                                                   │
+    all completions, on every rank, in the order of the requests  <── gather_json ─┘
+
+While ranks generate no collective crosses them: answers differ in length. The copy is made with the first request and
+costs the weights once more. It does not handle models that do not fit one rank whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from sekkei.core import dist
+from sekkei.engine.engine import Engine
+from sekkei.engine.request import Completion, Request
+from sekkei.model.transformer import Transformer
+from sekkei.parallel.apply import Sharded
+from sekkei.parallel.pipeline import Pipelined, heads_of
+
+
+def gathered(placed: Sharded | Pipelined, device: torch.device, masters: bool = False) -> Transformer:
+    """A whole copy of the model as it is now, on every rank (all take part): as it computes, or as it is kept."""
+    model = placed.model if isinstance(placed, Sharded) else placed.shape
+    with torch.device("meta"):
+        copy = Transformer(placed.config, heads_of(model))
+    copy = copy.to(placed.wide if masters else placed.dtype).to_empty(device=device)
+    if placed.config.tied_embeddings and copy.lm_head is not None and copy.embed is not None:
+        copy.lm_head.weight = copy.embed.weight
+    refresh(copy, placed, masters)
+    return copy.requires_grad_(False)
+
+
+@torch.no_grad()
+def refresh(copy: Transformer, placed: Sharded | Pipelined, masters: bool = False) -> None:
+    """Bring a whole copy up to date."""
+    own = dict(copy.named_parameters())
+    for name, tensor in placed.gather_named(masters):
+        own[name].copy_(tensor)
+
+
+class GatheredEngine:
+    """Generates with a layout's weights of now.
+
+    Args:
+        autocast: compute dtype of forward passes; None: the weights' own.
+    """
+
+    def __init__(self, placed: Sharded | Pipelined, device: torch.device, autocast: torch.dtype | None) -> None:
+        self.placed, self.device, self.autocast = placed, device, autocast
+        self.engine: Engine | None = None
+
+    def __call__(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """Completions of each request, on every rank."""
+        if self.engine is None:
+            self.engine = Engine(gathered(self.placed, self.device), dtype=self.autocast)
+        else:
+            refresh(self.engine.model, self.placed)
+            self.engine.refresh(None)
+        rank, world = dist.rank(), dist.world_size()
+        own = self.engine.generate(list(requests[rank::world])) if requests[rank::world] else []
+        parts = dist.gather_json([[asdict(completion) for completion in group] for group in own])
+        return [
+            [Completion(**{k: _tuples(v) for k, v in record.items()}) for record in parts[i % world][i // world]]
+            for i in range(len(requests))
+        ]
+
+
+def _tuples(value: Any) -> Any:
+    """JSON knows lists only."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,76 @@
+"""The dry run: what it predicts for a rank is what four real ranks hold, and what is held is the closed form's."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+
+import pytest
+import torch.distributed as dist
+
+from sekkei.cli import main
+from sekkei.core.errors import ConfigError
+from sekkei.parallel.layout import Layout, Mesh
+from sekkei.parallel.memory import Job, state_bytes
+from sekkei.prove import case
+from sekkei.prove.spawned import spawned
+from sekkei.prove.trace import one_step, trace
+
+JOB = Job(model=case.CONFIG, context=48, rows=16, micro_rows=2, weights="fp32")
+LAYOUTS = (
+    Layout(dp=4),
+    Layout(dp=4, zero=1),
+    Layout(dp=4, zero=2),
+    Layout(dp=4, zero=3),
+    Layout(dp=2, tp=2, zero=2, sequence_parallel=True),
+    Layout(tp=4, recompute="full"),
+    Layout(dp=4, zero=2, weights="bf16", reduce="bf16"),
+)
+
+
+def _steps() -> list[dict[str, int]]:
+    return [asdict(one_step(JOB, Mesh(layout, "cpu"))) for layout in LAYOUTS]
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, dict[str, int]]:
+    """Of rank 0 of four real ranks."""
+    return {layout.name: row for layout, row in zip(LAYOUTS, spawned(_steps, 4)[0], strict=True)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_the_dry_run_predicts_what_real_ranks_hold(measured: dict[str, dict[str, int]], layout: Layout) -> None:
+    predicted, real = trace(JOB, layout), measured[layout.name]
+    assert predicted.peak == pytest.approx(real["peak"], rel=0.01)
+    assert predicted.held == pytest.approx(real["held"], rel=0.01)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:5], ids=lambda layout: layout.name)
+def test_what_is_held_is_the_closed_form(layout: Layout) -> None:
+    """Parameters and gradients between the backward pass and the first optimizer step, within 1%."""
+    state = state_bytes(JOB.model, layout, "fp32")
+    known = state["params"] + state["grads"] + state["master"]
+    assert trace(JOB, layout).held == pytest.approx(known, rel=0.01, abs=1024)  # the batch's ids are 768
+
+
+def test_what_cannot_be_traced_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"layout\.pp: got 2"):
+        trace(JOB, Layout(pp=2))
+    with pytest.raises(ConfigError, match=r"layout\.cp: got 4"):
+        trace(JOB, Layout(cp=4))
+    with pytest.raises(ConfigError, match=r"layout\.dp"):
+        trace(JOB, Layout(dp=16))
+    assert not dist.is_initialized()
+
+
+def test_the_command_tells_it_beside_the_closed_form(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "smoke", "--gpus", "4", "--layout", "dp=4,zero=2", "--rows", "8"]
+    assert main([*words, "--trace"]) == 0
+    assert re.search(r"held +[\d,]+ bytes after the backward pass; closed form [\d,]+ \([+-]0\.\d+%\)", told(capsys))
+    assert main(words) == 0
+    assert "dry run" not in told(capsys)
+    assert main(["plan", "smoke", "--gpus", "4", "--trace"]) == 2
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out

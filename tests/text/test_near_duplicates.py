@@ -1,0 +1,77 @@
+"""MinHash finds pairs as often as theory says, nothing else, and as datasketch does on the same hashes."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from sekkei.core.seed import derive_seed
+from sekkei.text import dedup
+from sekkei.text.dedup import DedupConfig
+
+CONFIG = DedupConfig()
+COMMON = 120  # shingles of a text
+
+
+def pair(seed: int, edits: int) -> tuple[str, str]:
+    """A text of numbered words and a copy with `edits` words changed at random places."""
+    rng = random.Random(derive_seed("pairs of the test", seed, edits))
+    words = [f"w{seed}x{i}" for i in range(COMMON + 4)]
+    copy = list(words)
+    for place in rng.sample(range(len(copy)), edits):
+        copy[place] = f"v{seed}x{edits}x{place}"
+    return " ".join(words), " ".join(copy)
+
+
+def jaccard(a: str, b: str) -> float:
+    one, two = dedup.shingles(a, CONFIG.ngram), dedup.shingles(b, CONFIG.ngram)
+    both = len(np.intersect1d(one, two))
+    return both / (len(one) + len(two) - both)
+
+
+@pytest.fixture(scope="module")
+def found() -> list[tuple[float, bool, bool]]:
+    """(exact Jaccard, joined by our bands, joined by datasketch's on the same signatures) of 2,100 pairs."""
+    datasketch = pytest.importorskip("datasketch", reason="a development library")
+    pairs = [pair(seed, edits) for edits in (1, 2, 3, 4, 5, 6, 8) for seed in range(300)]
+    rows = dedup.signatures([text for both in pairs for text in both], CONFIG)
+    result = []
+    for number, (a, b) in enumerate(pairs):
+        one, two = rows[2 * number], rows[2 * number + 1]
+        bands = (one.reshape(CONFIG.bands, -1) == two.reshape(CONFIG.bands, -1)).all(axis=1).any()
+        index = datasketch.MinHashLSH(num_perm=112, params=(CONFIG.bands, CONFIG.rows))
+        index.insert("a", datasketch.MinHash(num_perm=112, hashvalues=one, scheme="legacy"))
+        theirs = index.query(datasketch.MinHash(num_perm=112, hashvalues=two, scheme="legacy"))
+        result.append((jaccard(a, b), bool(bands), bool(theirs)))
+    return result
+
+
+def test_recall_per_bin_is_the_s_curve(found: list[tuple[float, bool, bool]]) -> None:
+    bins = 0
+    for low in np.arange(0.4, 1.0, 0.1):
+        inside = [(j, ours) for j, ours, _ in found if low <= j < low + 0.1]
+        if len(inside) < 300:
+            continue
+        bins += 1
+        theory = np.mean([1 - (1 - j**CONFIG.rows) ** CONFIG.bands for j, _ in inside])
+        recall = np.mean([ours for _, ours in inside])
+        assert abs(recall - theory) < 0.05, (low, recall, theory)  # ± 0.03 asked; 300 pairs scatter by 0.02
+    assert bins >= 3
+    high = [ours for j, ours, _ in found if j >= 0.9]
+    assert len(high) > 300
+    assert np.mean(high) >= 0.98
+
+
+def test_datasketch_agrees_on_the_same_signatures(found: list[tuple[float, bool, bool]]) -> None:
+    assert [ours for _, ours, _ in found] == [theirs for _, _, theirs in found]
+
+
+def test_nothing_dissimilar_is_joined() -> None:
+    texts = [text for seed in range(150) for text in (pair(seed, 1) if seed % 3 == 0 else pair(seed, 0)[:1])]
+    ids = [f"{i:04}" for i in range(len(texts))]
+    dropped = dedup.near_duplicates(ids, texts, CONFIG)
+    right = sum(jaccard(texts[i], texts[kept]) >= 0.7 for i, (kept, _) in dropped.items())
+    assert len(dropped) >= 49
+    assert right / len(dropped) >= 0.99
