@@ -32,8 +32,13 @@ const here = {
               createTextNode: text => { const node = new Node("#text"); node.own = text; return node; } },
   localStorage: { getItem: name => kept[name] ?? null, setItem: (name, value) => { kept[name] = value; } },
   navigator: { language: "en" }, prompt: () => "", innerWidth: 800, innerHeight: 600,
-  fetch: (path, options) => fetch(`${url}/${path}`, options),
+  fetch: async (path, options) => {
+    const answer = await fetch(`${url}/${path}`, options);
+    onAnswer();
+    return answer;
+  },
 };
+let onAnswer = () => {};
 const script = html.split("<script>")[1].split("</script>")[0];
 const run = new Function(...Object.keys(here), `${script}; return { send, markdown, models, busy: () => running, talks: () => talks };`);
 const api = run(...Object.values(here));
@@ -64,9 +69,9 @@ const talk = byId.talk;
   seen.hidden = byId.card.hidden;
   seen.kept = JSON.parse(kept["sekkei.talks"]).length;
   byId.text.value = "again"; byId.temperature.value = "1";
-  const second = api.send();
-  setTimeout(() => byId.stop.handlers.click(), 60);
-  await second;
+  onAnswer = () => byId.stop.handlers.click(); // the head of the answer is here, its tokens are still to be read
+  await api.send();
+  onAnswer = () => {};
   seen.stopped = api.talks()[0].messages[3].note;
   byId.text.value = "long ".repeat(3000);
   await api.send();
