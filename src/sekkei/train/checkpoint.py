@@ -10,22 +10,32 @@ ranks that hold parts of them, so a rank never holds more than a tensor and its 
 depend on the layout: it is read by any other one, or by one process, a tensor at a time.
 
 A folder is written aside, read back and renamed, so it is whole or absent. The last `keep_last` stay, and the best by
-the watched figure. torch.distributed.checkpoint is not used: its own format holds a pickle, and its safetensors
-storage cannot cut a tensor as ZeRO's flat slices do. It does not handle file systems that ranks do not share.
+the watched figure. In the background, a save costs training only a copy in the host's memory:
+
+    step ── copy ── step ── step ── step ── copy ──      at most one is being written: the next save waits for it,
+               └─ write, hash, read back, rename         and raises what went wrong
+
+torch.distributed.checkpoint is not used: its own format holds a pickle, and its safetensors storage cannot cut a
+tensor as ZeRO's flat slices do. It does not handle file systems that ranks do not share.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
+import torch.distributed
 from torch import Tensor
 
 from sekkei.core import atomic, dist
@@ -33,6 +43,7 @@ from sekkei.core.errors import UserError
 
 SUFFIX = ".safetensors"
 TENSORS, STATE, MANIFEST = f"tensors{SUFFIX}", "state.json", "manifest.json"
+NOTHING = bytes(32).hex()  # in place of a digest
 
 
 Pieces = Iterable[tuple[str, Callable[[], Tensor]]]
@@ -141,45 +152,109 @@ class Checkpoints:
     best_step: int | None = None
     best_value: float | None = None
     share: tuple[int, int] = (0, 1)
+    _writing: Future[None] | None = field(default=None, init=False)
+    _group: torch.distributed.ProcessGroup | None = field(default=None, init=False)
 
-    def save(self, step: int, pieces: Pieces, state: Mapping[str, Any], watched: float | None) -> None:
-        """Save after `step` steps; `watched` is a figure that is better when lower (held-out loss), or None."""
+    def save(
+        self,
+        step: int,
+        pieces: Pieces,
+        state: Mapping[str, Any],
+        watched: float | None,
+        background: bool = False,
+    ) -> None:
+        """Save after `step` steps.
+
+        Args:
+            watched: a figure that is better when lower (held-out loss), or None.
+            background: come back when all is copied, and write meanwhile; whoever saves so calls `wait` at the end.
+        Raises:
+            UserError: the disk is full or not writable, now or in the save before.
+        """
+        self.wait()
         if watched is not None and (self.best_value is None or watched < self.best_value):
             self.best_step, self.best_value = step, watched
-        record = {**state, "step": step, "best": [self.best_step, self.best_value]}
-        if dist.world_size() == 1:
-            write_sealed(self._at(step), {name: whole() for name, whole in pieces}, record)
-        else:
-            self._save_together(step, pieces, record)
-        steps = self._steps() if dist.rank() == 0 else []
-        for old in steps[: -self.keep_last]:
-            if old != self.best_step:
-                shutil.rmtree(self._at(old))
-
-    def _save_together(self, step: int, pieces: Pieces, record: Mapping[str, Any]) -> None:
-        """Every rank writes its share; the first makes the folder and, when all are done, gives it its name."""
-        aside = self.folder / f".step-{step:06d}.tmp"
-        if dist.rank() == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            with atomic.disk_errors(aside):
-                aside.mkdir(parents=True)
-        dist.barrier()
+        record = copy.deepcopy({**state, "step": step, "best": [self.best_step, self.best_value]})
         place, holders = self.share
         own = {}
         for number, (name, whole) in enumerate(pieces):
-            tensor = whole()
+            tensor = whole().detach()
             if number % holders == place:
-                own[name] = tensor.cpu()
-        file = f"tensors-{dist.rank():05d}{SUFFIX}"
-        with atomic.disk_errors(aside):
-            digest = _write_tensors(aside / file, own)
-            atomic.sync_file(aside / file)
-        digests = dict(dist.gather_json([file, digest]))
-        if dist.rank() == 0:
-            with atomic.disk_errors(aside):
-                _write_state(aside, record, digests)
+                own[name] = tensor.to("cpu", copy=background, memory_format=torch.contiguous_format)
+        if dist.world_size() > 1 and self._group is None:  # of its own: training's is in use by another thread
+            limit = timedelta(seconds=dist.GROUP_SECONDS)
+            self._group = torch.distributed.new_group(backend="gloo", timeout=limit)
+        if background:
+            thread = ThreadPoolExecutor(1, "checkpoint")
+            self._writing = thread.submit(self._write, step, own, record)
+            thread.shutdown(wait=False)  # it ends when that is written
+        else:
+            self._write(step, own, record)
+
+    def wait(self) -> None:
+        """Until what is being written is whole.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, step: int, own: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        if dist.world_size() == 1:
+            write_sealed(self._at(step), own, record)
+        else:
+            self._write_together(step, own, record)
+        steps = self._steps() if dist.rank() == 0 else []
+        for old in steps[: -self.keep_last]:
+            if old != record["best"][0]:
+                shutil.rmtree(self._at(old))
+
+    def _write_together(self, step: int, own: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Every rank writes its share; the first makes the folder and, when all are done, gives it its name."""
+        aside = self.folder / f".step-{step:06d}.tmp"
+        files = [f"tensors-{rank:05d}{SUFFIX}" for rank in range(dist.world_size())]
+        digests: list[str] = []
+
+        def make() -> str:
+            if dist.rank() == 0:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+            return NOTHING
+
+        def fill() -> str:
+            digest = _write_tensors(aside / files[dist.rank()], own)
+            atomic.sync_file(aside / files[dist.rank()])
+            return digest
+
+        def name() -> str:
+            if dist.rank() == 0:
+                _write_state(aside, record, dict(zip(files, digests, strict=True)))
                 atomic.rename_folder(aside, self._at(step))
-        dist.barrier()
+            return NOTHING
+
+        self._all(make, aside)
+        digests += self._all(fill, aside)
+        self._all(name, aside)
+
+    def _all(self, work: Callable[[], str], aside: Path) -> list[str]:
+        """Let every rank work, and wait for all: what each gave, a digest. Where one fails, all do."""
+        failure, given = None, NOTHING
+        try:
+            with atomic.disk_errors(aside):
+                given = work()
+        except Exception as error:  # the others wait to be told
+            failure = error
+        own = torch.tensor([failure is not None, *bytes.fromhex(given)], dtype=torch.uint8)
+        parts = [torch.empty_like(own) for _ in range(dist.world_size())]
+        torch.distributed.all_gather(parts, own, group=self._group)
+        if failure is not None:
+            raise failure
+        broken = [rank for rank, part in enumerate(parts) if part[0]]
+        if broken:
+            raise UserError(f"{aside}: rank {broken[0]} could not write its part; its own message tells why")
+        return [bytes(part[1:].tolist()).hex() for part in parts]
 
     def load(self) -> tuple[int, Mapping[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint as (step, tensors, state), or None where there is none."""

@@ -44,12 +44,13 @@ class LoopConfig:
 
     checkpoint_every: in steps, 0 = only at the end. dtype: of forward and backward (`auto`: bf16 where the
     machine has units for it, else fp32); weights and optimizer state stay float32; `fp64`, for proofs: all of it.
-    keep_last: checkpoints that stay beside the best one.
+    keep_last: checkpoints that stay beside the best one. async_save: write them while training goes on.
     """
 
     dtype: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
     checkpoint_every: int = 200
     keep_last: int = 1
+    async_save: bool = True
 
     def __post_init__(self) -> None:
         if self.checkpoint_every < 0:
@@ -94,12 +95,15 @@ class Loop:
         start = self._resume()
         self.log.truncate(self.stage, start)
         with stop_requests() as stop:
-            for step in range(start, self.steps):
-                saved = self._one(step, bar)
-                if any_rank(stop.requested) and step + 1 < self.steps:
-                    if not saved:
-                        self._save(step + 1, None)
-                    raise KeyboardInterrupt
+            try:
+                for step in range(start, self.steps):
+                    saved = self._one(step, bar)
+                    if any_rank(stop.requested) and step + 1 < self.steps:
+                        if not saved:
+                            self._save(step + 1, None)
+                        raise KeyboardInterrupt
+            finally:
+                self.checkpoints.wait()
 
     def _one(self, step: int, bar: Bar) -> bool:
         """One step, logged; whether a checkpoint of it was written."""
@@ -144,6 +148,8 @@ class Loop:
         if math.isfinite(norm) and math.isfinite(figures["loss"]):
             figures["lr"] = trainee.optimizer.step(step)
             trainee.parts.publish()
+            if trainee.optimizer.imbalance is not None:
+                figures["experts_max_over_mean"] = trainee.optimizer.imbalance
         else:
             trainee.optimizer.zero_grad()
             trainee.parts.publish()  # nothing new, but gradients are forgotten where they lie
@@ -172,7 +178,7 @@ class Loop:
             for key, (name, tensor) in trainee.tensors().items()
         ]
         state = {"tokens": self.tokens, "skipped": self.skipped, "objective": self.objective.state_dict()}
-        self.checkpoints.save(done, pieces, state, watched)
+        self.checkpoints.save(done, pieces, state, watched, self.config.async_save)
 
     def _resume(self) -> int:
         found = self.checkpoints.load()
@@ -195,8 +201,8 @@ def _whole(parts: Placed, name: str, tensor: Tensor) -> Tensor:
 def _restore(trainee: Trainee, role: str, tensors: Mapping[str, Tensor]) -> None:
     """Read what is this rank's, one tensor after the other."""
     parts = trainee.parts
-    for name, target in parts.targets.items():
-        target.copy_(parts.part_of(name, tensors[f"{role}/model/{name}"]))
+    for name, weight in trainee.weights.items():
+        weight.copy_(parts.part_of(name, tensors[f"{role}/model/{name}"]))
     parts.publish()
     state = {}
     for key in tensors:
