@@ -8,8 +8,9 @@ No critic: an answer's advantage is how much better it did than its group (Shao 
 summed over all tokens of the batch (the token-level loss of DAPO, Yu et al. 2025, section 3.3), without a KL term:
 the variant "token". The others are named points of the same algebra (variants.py: GRPO, Dr.GRPO, DAPO, GSPO, CISPO,
 RLOO, REINFORCE++; policy_loss.py and advantages.py: the formulas). A group whose answers all score the same has
-advantage 0; where all groups do, the step's gradient is that of the KL term alone, and `zero_spread` says so. It does
-not handle rewards per step, or tools inside the rollout.
+advantage 0; where all groups do, the step's gradient is that of the KL term alone, and `zero_spread` says so. A tool
+may write inside an answer (tool_use.py), and rollouts may be drawn one step ahead (ahead.py). It does not handle
+rewards per step.
 
 Shapes: `B` rows, `T` tokens, `S` segments per row.
 """
@@ -19,7 +20,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,21 +29,26 @@ from torch import Tensor
 from sekkei.core.errors import ConfigError
 from sekkei.data.batch import Batch, Sample
 from sekkei.engine.request import Sampling
-from sekkei.objectives.advantages import group_advantages, to_go, whitened
-from sekkei.objectives.policy_loss import Correction, GRPOLoss, kl_estimate, spread
+from sekkei.objectives.advantages import group_advantages
+from sekkei.objectives.ahead import Ahead, Pending, plainly
+from sekkei.objectives.late import late_advantages
+from sekkei.objectives.policy_loss import Correction, GRPOLoss
 from sekkei.objectives.reward import reward_groups
 from sekkei.objectives.rollout import (
     Group,
     OnError,
     Prompt,
+    check_exact,
     check_policy,
     group_figures,
+    judged_groups,
     overlong_penalty,
     roll_out,
+    rollout_requests,
 )
 from sekkei.objectives.sft import pack_samples
+from sekkei.objectives.tool_use import Tool, own_tokens, play
 from sekkei.objectives.variants import Point, Variant, check_point, point_of
-from sekkei.parallel.ops import LocalOps
 from sekkei.train.loop import LoopConfig
 from sekkei.train.objective import Context, Update
 from sekkei.train.optim import OptimConfig
@@ -61,6 +68,8 @@ class GRPOConfig:
         dual_clip, correction…: see `GRPOLoss`. overlong_buffer: tokens before max_tokens over which an answer's
             reward falls by up to overlong_penalty; 0 = off. mask_truncated: answers cut at max_tokens are not learned.
         reward_model: weight of the reward model's score beside the judge's. reward_errors: see `roll_out`.
+        off_by: 1 = answers are drawn by the weights of one step ago, while that step trains (ahead.py); it wants a
+            correction. tool: that the policy may call at most `max_calls` times in an answer (tool_use.py).
     """
 
     steps: int
@@ -85,6 +94,9 @@ class GRPOConfig:
     mask_truncated: bool = False
     reward_model: float = 0.0
     reward_errors: OnError = "stop"
+    off_by: int = 0
+    tool: Literal["none", "calculator"] = "none"
+    max_calls: int = 4
     micro_tokens: int = 8192
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -94,7 +106,10 @@ class GRPOConfig:
             raise ConfigError("samples", f"got {self.samples}, must be >= 2: an answer is judged against its group")
         if self.temperature <= 0:
             raise ConfigError("temperature", f"got {self.temperature}, must be > 0: greedy answers have no spread")
-        for key in ("steps", "prompts", "max_tokens", "updates", "minibatches", "micro_tokens", "max_refills"):
+        for key in (
+            *("steps", "prompts", "max_tokens", "updates", "minibatches", "micro_tokens", "max_refills"),
+            "max_calls",
+        ):
             if getattr(self, key) < 1:
                 raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
         if not 0 <= self.overlong_buffer <= self.max_tokens:
@@ -102,7 +117,24 @@ class GRPOConfig:
         if self.minibatches > self.prompts:
             raise ConfigError("minibatches", f"got {self.minibatches}, must be <= prompts={self.prompts}")
         check_point(self.point, self.variant, self.updates * self.minibatches)
+        self._check_ahead()
         self.make_loss()
+
+    def _check_ahead(self) -> None:
+        if self.off_by not in (0, 1):
+            raise ConfigError("off_by", f"got {self.off_by}, must be 0 (draw, then train) or 1 (both at once)")
+        if self.off_by and self.correction == "none":
+            raise ConfigError(
+                "correction",
+                "got 'none' with off_by=1: the answers are those of an older policy, and without a correction the "
+                "loss takes them for its own; take token_truncate (the others: see policy_loss.py)",
+            )
+        if self.off_by and self.point.dynamic_sampling:
+            raise ConfigError(
+                "off_by",
+                "got 1 with dynamic_sampling: groups are drawn anew after judging, when the weights that drew the "
+                "first ones are gone; set dynamic_sampling: false or off_by: 0",
+            )
 
     @property
     def point(self) -> Point:
@@ -140,11 +172,21 @@ class GRPO:
     """Rolls out, scores and returns updates.
 
     Args:
-        prompt: index -> prompt, a pure function, endless. stop_tokens: that end an answer.
+        prompt: index -> prompt, a pure function, endless. stop_tokens: that end an answer (with a tool: a turn).
+        tool: what `config.tool` names.
     """
 
-    def __init__(self, prompt: Callable[[int], Prompt], config: GRPOConfig, stop_tokens: tuple[int, ...]) -> None:
-        self.prompt, self.config = prompt, config
+    def __init__(
+        self,
+        prompt: Callable[[int], Prompt],
+        config: GRPOConfig,
+        stop_tokens: tuple[int, ...],
+        tool: Tool | None = None,
+    ) -> None:
+        if (config.tool == "none") != (tool is None):
+            raise RuntimeError(f"config.tool={config.tool!r}, and the stage has {'no' if tool is None else 'a'} tool")
+        self.prompt, self.config, self.tool = prompt, config, tool
+        self.pending: Pending | None = None
         self.sampling = Sampling(temperature=config.temperature, max_tokens=config.max_tokens, stop_tokens=stop_tokens)
         self.loss, self.point = config.make_loss(), config.point
         self.needs = config.needs
@@ -156,14 +198,14 @@ class GRPO:
     def next_step(self, ctx: Context) -> list[Update]:
         check_policy(ctx.models.get("policy"))
         config = self.config
-        self.groups, self.figures = self._roll_out(ctx)
+        self.groups, self.figures = self._one_ahead(ctx) if config.off_by else self._roll_out(ctx)
         parts = split(self.groups, config.minibatches)
         packed = [pack_samples(group_samples(p, config, self.point), config.micro_tokens) for p in parts]
         steps = config.updates * config.minibatches
         in_reward = self.point.kl > 0 and self.point.kl_place == "reward"
         scored = [[self._scored(batch, ctx, steps > 1 or in_reward) for batch in batches] for batches in packed]
         if in_reward or self.point.advantage == "batch_std":
-            scored = self._late_advantages(scored, parts, ctx)
+            scored = late_advantages(scored, parts, self.point, ctx)
         return [Update("policy", batches, self.loss) for _ in range(config.updates) for batches in scored]
 
     def _roll_out(self, ctx: Context) -> tuple[list[Group], dict[str, float]]:
@@ -172,14 +214,13 @@ class GRPO:
         drawn: list[Group] = []
         rounds, wanted = 0, self.config.prompts
         while True:
-            prompts = [self.prompt(self.next_prompt + i) for i in range(wanted - len(kept))]
-            self.next_prompt += len(prompts)
+            prompts = self._take_prompts(wanted - len(kept))
             new = roll_out(
-                ctx, prompts, self.sampling, self.config.samples, len(drawn), on_error=self.config.reward_errors
+                *(ctx, prompts, self.sampling, self.config.samples, len(drawn)),
+                on_error=self.config.reward_errors,
+                tool=self.tool,
             )
-            if self.config.reward_model:
-                new = reward_groups(ctx, new, self.config.reward_model, self.config.micro_tokens)
-            new = [shaped(group, self.config) for group in new]
+            new = self._rewarded(ctx, new)
             drawn += new
             if not self.point.dynamic_sampling:
                 return drawn, group_figures(drawn)
@@ -191,6 +232,44 @@ class GRPO:
         figures = {**group_figures(drawn), "refills": float(rounds), "groups_drawn": float(len(drawn))}
         flat = [group for group in drawn if not group.has_spread]
         return kept + flat[: wanted - len(kept)], figures
+
+    def _one_ahead(self, ctx: Context) -> tuple[list[Group], dict[str, float]]:
+        """The groups that were drawn while the step before trained; those of the next step are drawn from here on."""
+        engine = ctx.generate
+        if not isinstance(engine, Ahead):
+            raise RuntimeError("grpo.off_by=1 needs an engine with its own copy of the weights (ahead.OwnCopy)")
+        if self.pending is None:
+            engine.take()
+            self.pending = self._begin(ctx, engine, ctx.step)
+        drawn = self.pending
+        assert drawn.step == ctx.step, (drawn.step, ctx.step)
+        prompts = [self.prompt(drawn.first_prompt + i) for i in range(self.config.prompts)]
+        answered = drawn.answers()
+        now = engine.take()
+        last = ctx.step + 1 >= self.config.steps
+        self.pending = None if last else self._begin(ctx, engine, ctx.step + 1)
+        groups = self._rewarded(ctx, judged_groups(prompts, answered, self.config.reward_errors))
+        stale = any(completion.weights_hash != now for group in groups for completion in group.completions)
+        return groups, {**group_figures(groups), "staleness": float(stale)}
+
+    def _begin(self, ctx: Context, engine: Ahead, step: int) -> Pending:
+        check_exact(self.sampling)
+        first, prompts = self.next_prompt, self._take_prompts(self.config.prompts)
+        requests = rollout_requests(ctx.seed, step, prompts, self.sampling, self.config.samples)
+        return Pending(
+            step, first, engine.begin(requests, plainly if self.tool is None else partial(play, tool=self.tool))
+        )
+
+    def _take_prompts(self, count: int) -> list[Prompt]:
+        prompts = [self.prompt(self.next_prompt + i) for i in range(count)]
+        self.next_prompt += count
+        return prompts
+
+    def _rewarded(self, ctx: Context, groups: list[Group]) -> list[Group]:
+        """With the reward model's part and the overlong penalty."""
+        if self.config.reward_model:
+            groups = reward_groups(ctx, groups, self.config.reward_model, self.config.micro_tokens)
+        return [shaped(group, self.config) for group in groups]
 
     def _scored(self, batch: Batch, ctx: Context, with_old: bool) -> Batch:
         """With the log-probs of the trainer before the first update, and of the reference, where they are needed."""
@@ -208,54 +287,6 @@ class GRPO:
         assert out.logprobs is not None
         return out.logprobs
 
-    def _late_advantages(
-        self, parts: list[list[Batch]], groups: Sequence[Sequence[Group]], ctx: Context
-    ) -> list[list[Batch]]:
-        """Advantages that need log-probs (a KL in the reward) or all of the rollout (batch_std)."""
-        done: list[list[Batch]] = []
-        for batches, here in zip(parts, groups, strict=True):
-            penalties = [self._penalty(batch, ctx) for batch in batches]
-            if self.point.advantage == "batch_std":
-                rewards = torch.tensor([reward for group in here for reward in group.rewards])
-                late = [
-                    per_token(batch, rewards) - to_go(penalty, batch.mask, batch.segments).cpu()
-                    for batch, penalty in zip(batches, penalties, strict=True)
-                ]
-            else:
-                late = self._group_late(batches, penalties, here)
-            done.append([batch.with_extra(advantages=a) for batch, a in zip(batches, late, strict=True)])
-        if self.point.advantage == "batch_std":
-            flat = [batch for batches in done for batch in batches]
-            white = iter(
-                whitened(
-                    [b.extra["advantages"].to(ctx.device) for b in flat], [b.mask.to(ctx.device) for b in flat], ctx.ops
-                )
-            )
-            done = [[batch.with_extra(advantages=next(white)) for batch in batches] for batches in done]
-        return done
-
-    def _penalty(self, batch: Batch, ctx: Context) -> Tensor:
-        """[B, T]: β times the KL estimate of each token; 0 without one in the reward."""
-        if not (self.point.kl > 0 and self.point.kl_place == "reward"):
-            return torch.zeros_like(batch.mask)
-        kl = kl_estimate(batch.extra["old"], batch.extra["reference"], self.point.estimator)
-        return self.point.kl * kl.cpu()
-
-    def _group_late(self, batches: list[Batch], penalties: list[Tensor], groups: Sequence[Group]) -> list[Tensor]:
-        """Advantages within groups, of rewards less the summed penalty of each answer."""
-        taken: dict[int, float] = {}
-        for batch, penalty in zip(batches, penalties, strict=True):
-            width = batch.extra["number"].shape[1]
-            sums = LocalOps().sequence_sum(penalty * (batch.mask != 0), batch.segments, width)
-            here = batch.extra["length"] > 0
-            for number, value in zip(batch.extra["number"][here].tolist(), sums[here].tolist(), strict=True):
-                taken[int(number)] = value
-        advantages: list[float] = []
-        for group in groups:
-            less = [r - taken[len(advantages) + i] for i, r in enumerate(group.rewards)]
-            advantages += group_advantages(less, self.point.advantage)
-        return [per_token(batch, torch.tensor(advantages)) for batch in batches]
-
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Nothing to control."""
 
@@ -263,22 +294,18 @@ class GRPO:
         return self.figures
 
     def state_dict(self) -> dict[str, Any]:
-        return {"next_prompt": self.next_prompt}
+        state: dict[str, Any] = {"next_prompt": self.next_prompt}
+        return state if self.pending is None else {**state, "pending": self.pending.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.next_prompt = state["next_prompt"]
+        self.pending = Pending.of(state["pending"]) if "pending" in state else None
 
 
 def split(groups: Sequence[Group], parts: int) -> list[list[Group]]:
     """Contiguous parts of about equally many groups; never an empty one."""
     bounds = [round(i * len(groups) / parts) for i in range(parts + 1)]
     return [list(groups[a:b]) for a, b in itertools.pairwise(bounds) if b > a]
-
-
-def per_token(batch: Batch, values: Tensor) -> Tensor:
-    """[B, T]: the value of each segment's answer on its scored tokens, by the number that the sample carries."""
-    numbers = batch.extra["number"].long()
-    return spread(values[numbers] * (batch.extra["length"] > 0), batch.segments) * (batch.mask != 0)
 
 
 def shaped(group: Group, config: GRPOConfig) -> Group:
@@ -296,7 +323,7 @@ def shaped(group: Group, config: GRPOConfig) -> Group:
 def group_samples(
     groups: Sequence[Group], config: GRPOConfig | None = None, point: Point | None = None
 ) -> list[Sample]:
-    """Prompt + answer of every completion; only the answer's tokens, its stop token among them, weigh.
+    """Prompt + answer of every completion; only tokens that the policy wrote, its stop token among them, weigh.
 
     length: scored tokens of the answer; number: of the answer in this list.
     """
@@ -305,18 +332,18 @@ def group_samples(
         prompt = group.prompt.ids
         advantages = group_advantages(group.rewards, point.advantage if point is not None else "group_std")
         for completion, advantage in zip(group.completions, advantages, strict=True):
-            n = len(completion.token_ids)
+            own = own_tokens(completion)
             before = [0.0] * len(prompt)
             cut = config is not None and config.mask_truncated and completion.finish_reason == "length"
             samples.append(
                 Sample(
                     ids=prompt + completion.token_ids,
-                    weights=before + [0.0 if cut else 1.0] * n,
+                    weights=before + [0.0 if cut else float(mine) for mine in own],
                     per_token={
-                        "advantages": before + [advantage] * n,
+                        "advantages": before + [advantage] * len(own),
                         "sampled": before + list(completion.logprobs),
                     },
-                    per_segment={"length": float(n), "number": float(len(samples))},
+                    per_segment={"length": float(sum(own)), "number": float(len(samples))},
                 )
             )
     return samples

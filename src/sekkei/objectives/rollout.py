@@ -20,6 +20,7 @@ from torch import nn
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.core.seed import derive_seed
 from sekkei.engine.request import Completion, Request, Sampling
+from sekkei.objectives.tool_use import Played, Tool, own_tokens, play
 from sekkei.train.objective import Context
 
 Judge = Callable[[Completion], Mapping[str, float]]
@@ -74,13 +75,14 @@ def roll_out(
     first: int = 0,
     on_error: OnError = "stop",
     exact: bool = True,
+    tool: Tool | None = None,
 ) -> list[Group]:
     """Sample `samples` answers to each prompt and judge them.
 
     Args:
         first: number of the first prompt within the step, for the seeds. on_error: what happens to an answer whose
             reward function raises or gives no finite number: the run stops, or the answer is left out and counted.
-        exact: refuse sampling whose log-probs a trainer cannot recompute.
+        exact: refuse sampling whose log-probs a trainer cannot recompute. tool: that the policy may call.
     Raises:
         UserError: a judge gave no finite reward; the engine changed its weights during the rollout.
         ConfigError: see `exact`.
@@ -89,13 +91,25 @@ def roll_out(
         raise RuntimeError("this objective needs an engine: list it in `needs`")
     if exact:
         check_exact(sampling)
-    requests = [
-        Request(
-            prompt_ids=p.ids, sampling=sampling, n=samples, seed=derive_seed("rollout", ctx.seed, ctx.step, first + i)
-        )
+    requests = rollout_requests(ctx.seed, ctx.step, prompts, sampling, samples, first)
+    answered = ctx.generate(requests) if tool is None else play(ctx.generate, requests, tool)
+    return judged_groups(prompts, answered, on_error)
+
+
+def rollout_requests(
+    seed: int, step: int, prompts: Sequence[Prompt], sampling: Sampling, samples: int, first: int = 0
+) -> list[Request]:
+    """What the engine is asked for step `step`; see `roll_out`."""
+    return [
+        Request(prompt_ids=p.ids, sampling=sampling, n=samples, seed=derive_seed("rollout", seed, step, first + i))
         for i, p in enumerate(prompts)
     ]
-    answered = ctx.generate(requests)
+
+
+def judged_groups(
+    prompts: Sequence[Prompt], answered: Sequence[Sequence[Completion]], on_error: OnError = "stop"
+) -> list[Group]:
+    """Each prompt with its answers, judged; see `roll_out` for what is raised."""
     if len({completion.weights_hash for completions in answered for completion in completions}) > 1:
         raise UserError("one rollout holds answers of different weights: the engine was refreshed in between")
     return [_judged(p, completions, on_error) for p, completions in zip(prompts, answered, strict=True)]
@@ -158,6 +172,7 @@ def overlong_penalty(tokens: int, max_tokens: int, buffer: int) -> float:
 def group_figures(groups: Sequence[Group]) -> dict[str, float]:
     """Means of every figure that the judges gave, over the answers that have it; spread of the groups, lengths.
 
+    completion_tokens: that the policy wrote. tool_calls, tool_tokens: per answer; tool_errors: share of all calls.
     Reward functions by name ("rewards/…") have their standard deviation too; reward_errors: answers that were left out.
     """
     answers = [figures for group in groups for figures in group.figures]
@@ -177,6 +192,11 @@ def group_figures(groups: Sequence[Group]) -> dict[str, float]:
         raise UserError("no answer of a whole rollout could be judged: every reward function failed")
     result["reward_std"] = statistics.fmean([statistics.pstdev(group.rewards) for group in groups])
     result["zero_spread"] = statistics.fmean([max(g.rewards) == min(g.rewards) for g in groups])
-    result["completion_tokens"] = statistics.fmean([len(c.token_ids) for c in completions])
+    result["completion_tokens"] = statistics.fmean([sum(own_tokens(c)) for c in completions])
     result["ended"] = statistics.fmean([c.finish_reason == "stop" for c in completions])
+    played = [c for c in completions if isinstance(c, Played)]
+    if played:
+        result["tool_calls"] = statistics.fmean([c.calls for c in played])
+        result["tool_errors"] = sum(c.failed for c in played) / max(sum(c.calls for c in played), 1)
+        result["tool_tokens"] = statistics.fmean([len(c.token_ids) - sum(c.own) for c in played])
     return result

@@ -25,15 +25,20 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.data.tasks import Message, Split, held_out
-from sekkei.tools.calculator import answer
+from sekkei.tools.calculator import CalculatorError, answer
 
 KINDS = ("written", "worded", "told", "then", "both")
 _MAX_DRAWS = 10_000
 _ANSWER = re.compile(r"(?:\A|\s)answer: (\S+(?: and \S+)*)\s*\Z")
+_CALL = re.compile(r"<tool>(.*?)</tool>", re.DOTALL)
+_INSIDE = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_-]*)[ \t]*:(.*)", re.DOTALL)
+_MARK = re.compile(r"<(/?(?:tool|result)>)")
+ERROR = "error: "
 
 # {a}, {b}, {c} are numbers; a >= b where something is taken away, so that no result is negative
 _WORDED = (
@@ -114,9 +119,37 @@ def demonstration(task: CalculatorTask) -> list[Message]:
     messages = prompt(task)
     for calls in task.turns:
         written = " ".join(f"<tool> calculator : {expression} </tool>" for expression in calls)
-        results = " ".join(f"<result> {answer(expression)} </result>" for expression in calls)
+        results = results_text([answer(expression) for expression in calls])
         messages += [{"role": "assistant", "content": written}, {"role": "tool", "content": results}]
     return [*messages, {"role": "assistant", "content": f"answer: {task.answer}"}]
+
+
+def respond(said: str) -> list[str]:
+    """The result of every call in what an assistant wrote, in order: a number, or an error that says what is wrong.
+
+    No call, no results: it is the answer. What stands behind a result that the assistant made up itself is not read.
+    """
+    said = said.partition("<result>")[0]
+    results = []
+    for body in _CALL.findall(said):
+        found = _INSIDE.fullmatch(body)
+        if not found:
+            results.append(ERROR + "a call is written <tool> NAME : ARGUMENT </tool>")
+        elif found[1] != "calculator":
+            results.append(ERROR + f"no tool is called {found[1]!r}; there are: calculator")
+        else:
+            try:
+                results.append(answer(found[2].strip()))
+            except CalculatorError as error:
+                results.append(ERROR + str(error))
+    if "<tool>" in _CALL.sub("", said):
+        results.append(ERROR + "a call ends with </tool>, and this one does not")
+    return results
+
+
+def results_text(results: Sequence[str]) -> str:
+    """The tool's message: one `<result> … </result>` per call; none can imitate the marks."""
+    return " ".join("<result> " + _MARK.sub(r"< \1", result) + " </result>" for result in results)
 
 
 def prompt(task: CalculatorTask) -> list[Message]:
