@@ -131,7 +131,7 @@ def test_checker_cases(numbers: tuple[int, ...], text: str, right: bool) -> None
     assert check(numbers, text) is right
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.tuples(NUMBER, NUMBER, NUMBER, NUMBER))
 def test_the_solver_agrees_with_brute_force(numbers: tuple[int, ...]) -> None:
     assert reachable(tuple(sorted(map(Fraction, numbers)))) == brute_force(numbers)

@@ -293,7 +293,7 @@ def test_likelihood_is_the_mean_of_the_tokens() -> None:
 def test_verifiers_rewards_and_scores_that_are_none() -> None:
     by_rule = BestOfN(scorer=scorers.verifier(lambda _, reply: "3" in reply.text), chain=SAMPLED, n=3)
     assert solve_with(by_rule, LLM(voting("1", "3", "2")), "?").answer == "3"
-    by_model = BestOfN(scorer=scorers.reward(lambda _, __, text: -len(text)), chain=SAMPLED, n=2)
+    by_model = BestOfN(scorer=scorers.reward(lambda _, reply: -len(reply.text)), chain=SAMPLED, n=2)
     assert solve_with(by_model, LLM(voting("100", "1")), "?").answer == "1"
     broken = BestOfN(scorer=lambda *_: math.nan, chain=SAMPLED, n=2)
     with pytest.raises(LLMError, match="gave no number"):

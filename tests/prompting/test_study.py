@@ -127,7 +127,9 @@ def test_the_study_of_a_model_that_needs_its_steps() -> None:
 
 def test_a_reward_model_is_a_row_of_its_own() -> None:
     script = Knowing(solver, scorer=lambda _, __: -0.1)
-    worst = scorers.reward(lambda question, _, text: -float(str(parse_question(question).answer) == text.split()[-1]))
+    worst = scorers.reward(
+        lambda question, reply: -float(str(parse_question(question).answer) == reply.text.split()[-1])
+    )
     rows = {row.key: row for row in chain_study(LLM(script), TASK, SMALL, scorer=worst, scorer_name="contrary")}
     assert (rows["best_of.contrary.n4"].accuracy, rows["best_of.contrary.n4"].any_of) == (0.0, 1.0)
     assert len(rows) * SMALL.problems == units(SMALL, with_scorer=True)

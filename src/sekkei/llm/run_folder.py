@@ -8,9 +8,13 @@ It reads only; a folder that a run is writing to may be opened, since finished s
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sekkei.core.errors import UserError
 from sekkei.llm.engine import EngineBackend
+
+if TYPE_CHECKING:
+    from sekkei.model.transformer import Transformer
 
 ALIGNED = ("grpo", "dpo", "sft")  # newest first; pretraining stages come after them
 
@@ -48,25 +52,35 @@ def open_run(run_dir: Path, stage: str | None = None, max_batch: int = 64) -> En
         UserError: as `choose_stage`, or a file is missing or damaged.
     """
     chosen = choose_stage(run_dir, stage)
+    from sekkei.engine.engine import Engine
+    from sekkei.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(run_dir / "tokenizer")
+    engine = Engine(read_model(run_dir / chosen / "model"), max_batch=max_batch)
+    return EngineBackend(engine, tokenizer, base=chosen not in ALIGNED, name=f"{run_dir}#{chosen}")
+
+
+def read_model(folder: Path) -> Transformer:
+    """The model that a stage wrote (stages/model_artifact.py), with its heads, on the CPU in float32, for answering.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
     import torch
 
     from sekkei.core.config import from_mapping
-    from sekkei.engine.engine import Engine
     from sekkei.model.config import ModelConfig
     from sekkei.model.transformer import Transformer
-    from sekkei.text.tokenizer import Tokenizer
     from sekkei.train.checkpoint import read_sealed
     from sekkei.train.loop import load_model
 
-    tokenizer = Tokenizer.load(run_dir / "tokenizer")
-    tensors, state = read_sealed(run_dir / chosen / "model")
+    tensors, state = read_sealed(folder)
     config = from_mapping(ModelConfig, state["config"], "model")
     with torch.device("meta"):
-        model = Transformer(config)
+        model = Transformer(config, state["heads"])
     model = model.to_empty(device="cpu")
     if config.tied_embeddings and model.lm_head is not None and model.embed is not None:
         model.lm_head.weight = model.embed.weight
     with torch.no_grad():
         load_model(model, tensors)
-    engine = Engine(model.eval(), max_batch=max_batch)
-    return EngineBackend(engine, tokenizer, base=chosen not in ALIGNED, name=f"{run_dir}#{chosen}")
+    return model.eval()

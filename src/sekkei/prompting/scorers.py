@@ -3,7 +3,7 @@
     verifier(check)        1 where check(question, reply) holds, else 0: the task's own rule (an upper bound: it knows)
     likelihood()           mean log-probability of the reply's own tokens, as the model that wrote it counts it
     judge()                the same model reads question and reply and gives a grade from 1 to 10, averaged over `times`
-    reward(function)       a reward model: function(question, thinking, text) -> float
+    reward(function)       a reward model: function(question, reply) -> float, as llm/reward.py's `score_reply`
 
 The likelihood is no measure of truth: a model is often sure of a wrong chain. It is what a model without any judge has,
 and it costs no tokens beyond the samples (it needs `Settings.logprobs`). A grade that cannot be read counts as 0.
@@ -28,9 +28,9 @@ def verifier(check: Callable[[str, Reply], bool]) -> Scorer:
     return lambda _, question, reply: float(check(question, reply))
 
 
-def reward(function: Callable[[str, str, str], float]) -> Scorer:
-    """A scorer from a reward model's function of (question, thinking, text)."""
-    return lambda _, question, reply: function(question, reply.thinking or "", reply.text)
+def reward(function: Callable[[str, Reply], float]) -> Scorer:
+    """A scorer from a reward model's function of (question, reply)."""
+    return lambda _, question, reply: function(question, reply)
 
 
 def likelihood() -> Scorer:
