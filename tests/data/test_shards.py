@@ -44,7 +44,7 @@ def test_a_round_trip(tmp_path: Path, vocabulary: int, kind: str) -> None:
     assert set(shards) == set(documents)
     for name, shard in shards.items():
         assert [shard[i].tolist() for i in range(len(shard))] == documents[name]
-        assert shard.ids.dtype == np.dtype(kind)
+        assert shard.ids[0].dtype == np.dtype(kind)
     assert (tmp_path / "docs.train.bin").stat().st_size == 6 * np.dtype(kind).itemsize
 
 

@@ -102,6 +102,20 @@ def test_numbers_are_cut_after_two_digits() -> None:
     assert max(digits) == 2
 
 
+@pytest.mark.parametrize(
+    ("most", "pieces"),
+    [
+        (1, ["x", "=", "1", "2", "3", "4", " 8", "9"]),
+        (3, ["x", "=", "123", "4", " 89"]),
+        (9, ["x", "=", "1234", " 89"]),
+    ],
+)
+def test_numbers_are_cut_as_asked(most: int, pieces: list[str]) -> None:
+    found = train_tokenizer(["7 1234 " * 50 + "abc"], TokenizerConfig(vocab_size=LEAST, max_digits=most))
+    cut = found._trusting.pre_tokenizer.pre_tokenize_str("x=1234 89")
+    assert [piece.replace("Ġ", " ") for piece, _ in cut] == pieces
+
+
 def test_pieces_that_were_not_learned() -> None:
     with pytest.raises(UserError, match=r"'start' and [0-9]+ more pieces of the reasoning task") as caught:
         train_tokenizer(TEXTS, TokenizerConfig(vocab_size=LEAST + 5), whole=chain.words(CHAINS))
@@ -115,7 +129,8 @@ def test_too_little_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "values"), [("vocab_size", {"vocab_size": LEAST - 1}), ("train_bytes", {"train_bytes": 0})]
+    ("key", "values"),
+    [("vocab_size", {"vocab_size": LEAST - 1}), ("train_bytes", {"train_bytes": 0}), ("max_digits", {"max_digits": 0})],
 )
 def test_bad_settings(key: str, values: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=f"^{key}: got"):

@@ -15,6 +15,7 @@ def train(
     out: Annotated[Path, typer.Option("--out", help="folder for tokenizer.json and its companions")],
     vocab_size: Annotated[int, typer.Option(help="tokens, special ones included")] = 4096,
     train_bytes: Annotated[int, typer.Option(help="most bytes of text to learn from")] = 8_000_000,
+    max_digits: Annotated[int, typer.Option(help="most digits of one token; 1 splits numbers into digits")] = 2,
 ) -> None:
     """Learn a byte-level BPE tokenizer and write it in the Hugging Face layout, chat template included.
 
@@ -25,7 +26,7 @@ def train(
     from sekkei.text.pipeline.plan import texts_of
     from sekkei.text.tokenizer import TokenizerConfig, train_tokenizer
 
-    config = TokenizerConfig(vocab_size=vocab_size, train_bytes=train_bytes)
+    config = TokenizerConfig(vocab_size=vocab_size, train_bytes=train_bytes, max_digits=max_digits)
     tokenizer = train_tokenizer(texts_of(path), config)
     tokenizer.save(out)
     print(f"{out}: {tokenizer.vocab_size:,} tokens")

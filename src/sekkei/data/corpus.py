@@ -1,4 +1,4 @@
-"""The text that a model reads before it is taught anything: six domains, each split into train and held out.
+"""The text that a model reads before it is taught anything: domains, each split into train and held out.
 
     docs      cleaned pages                      (pages.py -> text/clean.py)
     code      source of the standard library     (code.py)
@@ -7,6 +7,8 @@
     recitals  passages of the training side of docs and code, said again (recitals.py)
     chains    solved chain arithmetic in the think format, without roles, and its tables (tasks/chain.py)
 
+and, by name, sources of the user's own: folders that `sekkei data clean` wrote (sources.py). They are streamed.
+
 Documents fall on one side of the split by a hash of their id. Generated chains of the held-out side of
 the *task's* own split never appear here at all.
 """
@@ -14,14 +16,16 @@ the *task's* own split never appear here at all.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sekkei.core.errors import ConfigError
 from sekkei.core.seed import derive_seed
 from sekkei.data.code import CodeConfig
 from sekkei.data.pages import PagesConfig
+from sekkei.data.sources import SourceConfig
 from sekkei.data.tasks import chain, held_out, maths, patterns
+from sekkei.data.tasks.calculator import CalculatorConfig
 from sekkei.data.tasks.chain import ChainConfig
 from sekkei.data.tasks.patterns import PatternConfig
 from sekkei.text.clean import CleanConfig
@@ -49,14 +53,20 @@ class GeneratedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Everything that becomes training text. `heldout_percent` of the documents of each domain are held out."""
+    """Everything that becomes training text. `heldout_percent` of the documents of each domain are held out.
 
+    `sources` are domains of the user's own, by the name that mixtures use; one that is named like a domain of the house
+    takes its place.
+    """
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
     pages: PagesConfig = field(default_factory=PagesConfig)
     clean: CleanConfig = field(default_factory=CleanConfig)
     code: CodeConfig = field(default_factory=CodeConfig)
     generated: GeneratedConfig = field(default_factory=GeneratedConfig)
     chain: ChainConfig = field(default_factory=ChainConfig)
     patterns: PatternConfig = field(default_factory=PatternConfig)
+    calculator: CalculatorConfig = field(default_factory=CalculatorConfig)
     facts: int = 2_000
     heldout_percent: int = 4
 
@@ -65,6 +75,16 @@ class DataConfig:
             raise ConfigError("heldout_percent", f"got {self.heldout_percent}, must be between 1 and 50")
         if self.facts < 1:
             raise ConfigError("facts", f"got {self.facts}, must be >= 1")
+        for name in self.sources:
+            if not name.isidentifier():
+                raise ConfigError(f"sources.{name}", "is no name: letters, digits and _ only")
+            if name in TRUSTED:
+                raise ConfigError(f"sources.{name}", "is generated with special tokens, and cannot be replaced")
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names that a mixture may use: the house's, then the user's."""
+        return (*DOMAINS, *(name for name in self.sources if name not in DOMAINS))
 
 
 def generated(config: DataConfig, seed: int) -> dict[str, list[Document]]:
@@ -88,8 +108,8 @@ def chain_document(rng: random.Random, config: ChainConfig) -> str:
     if rng.random() < TABLE_SHARE:
         return chain.table(rng, config, TABLE_FACTS)
     problem = chain.sample_problem(rng, rng.choice(config.train_operations), "train", config)
-    question, thought, answer = chain.solved(problem, rng.choice(chain.STYLES))
-    return f"{question}\n<think>{thought}</think>{answer}"
+    _, thought, answer = chain.solved(problem, rng.choice(chain.STYLES))
+    return f"{chain.opening(problem)}{thought}</think>{answer}"
 
 
 def split_documents(documents: Sequence[Document], percent: int) -> tuple[list[Document], list[Document]]:
@@ -107,3 +127,8 @@ def split_documents(documents: Sequence[Document], percent: int) -> tuple[list[D
     if not train:
         train = [held.pop()]
     return train, held
+
+
+def stream_side(documents: Iterable[Document], percent: int, held: bool) -> Iterator[Document]:
+    """The documents of one side of the split, one by one; the same sides as `split_documents`, no side filled up."""
+    return (document for document in documents if held_out("document", document.text, percent) == held)

@@ -1,7 +1,7 @@
 """Byte-level BPE through Hugging Face `tokenizers`, saved so that `AutoTokenizer.from_pretrained` opens it.
 
-Text is cut into pieces by a pattern (letters with their leading space; at most two digits with their
-leading space, so that small numbers are single tokens; punctuation; line ends), and pieces are merged
+Text is cut into pieces by a pattern (letters with their leading space; at most `max_digits` digits with their
+leading space, two by default, so that small numbers are single tokens; punctuation; line ends), and pieces are merged
 bottom-up (Sennrich et al. 2016; on bytes: Radford et al. 2019). Any text is encodable.
 
 Special tokens never come out of plain text: `encode` reads `<|end|>` in a page as seven ordinary
@@ -22,7 +22,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from sekkei.core import atomic
 from sekkei.core.errors import ConfigError, UserError
 
-PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}{1,%d}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PAD, BOS, END = "<|pad|>", "<|bos|>", "<|end|>"
 THINK, THINK_END = "<think>", "</think>"
 SPECIAL = (PAD, BOS, END, "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", THINK, THINK_END)
@@ -31,10 +31,17 @@ ALPHABET = 256
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """`vocab_size` counts special tokens; `train_bytes` caps the text that merges are learned from."""
+    """How a tokenizer is learned.
+
+    Args:
+        vocab_size: tokens, special ones included. train_bytes: most text that merges are learned from.
+        max_digits: most digits of one token. 1: a number is its digits, as arithmetic is taught (Singh and Strouse
+            2024, "Tokenization counts"); 3: as cl100k and Llama 3 have it.
+    """
 
     vocab_size: int = 4096
     train_bytes: int = 8_000_000
+    max_digits: int = 2
 
     def __post_init__(self) -> None:
         least = ALPHABET + len(SPECIAL)
@@ -45,6 +52,8 @@ class TokenizerConfig:
             )
         if self.train_bytes < 1:
             raise ConfigError("train_bytes", f"got {self.train_bytes}, must be >= 1")
+        if not 1 <= self.max_digits <= 9:
+            raise ConfigError("max_digits", f"got {self.max_digits}, must be 1 to 9 digits of one token")
 
 
 class Tokenizer:
@@ -143,7 +152,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, whole: Sequen
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(PATTERN % config.max_digits), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -165,7 +174,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, whole: Sequen
     if split:
         raise UserError(
             f"tokenizer.vocab_size={config.vocab_size} is too small: {split[0]!r} and {len(split) - 1} more pieces of "
-            "the reasoning task are not single tokens; raise it"
+            f"the reasoning task are not single tokens; raise it, or max_digits={config.max_digits} for numbers"
         )
     return tokenizer
 
