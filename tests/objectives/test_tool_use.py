@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from functools import partial
+from statistics import fmean
 
 import pytest
 import torch
@@ -218,10 +219,14 @@ def test_reinforcement_learns_to_call(tokenizer: Tokenizer, start: Transformer) 
     optimizer = Optimizer(model, OptimConfig(lr=1e-3, schedule="constant"), 20)
     log = [train(objective, step, optimizer, ctx, number) for number in range(20)]
     assert all(figures["engine_gap"] < 1e-4 for figures in log)
-    assert 0.2 < log[0]["reward"] < 0.8
-    assert log[-1]["reward"] > 0.9
-    assert log[-1]["tool_calls"] > 0.9 > log[0]["tool_calls"]
-    assert log[-1]["tool_tokens"] > 5
+    early, late = (
+        {name: fmean(figures[name] for figures in part) for name in ("reward", "tool_calls", "tool_tokens")}
+        for part in (log[:2], log[-8:])
+    )
+    assert 0.2 < early["reward"] < 0.75
+    assert late["reward"] > 0.85
+    assert late["tool_calls"] > 0.9 > early["tool_calls"]
+    assert late["tool_tokens"] > early["tool_tokens"]
 
 
 def test_the_gradient_is_that_of_the_policys_tokens_alone(tokenizer: Tokenizer, start: Transformer) -> None:
