@@ -77,7 +77,7 @@ const talk = byId.talk;
   await api.send();
   seen.failed = talk.children.at(-1).textContent;
   const shown = new Node("div");
-  shown.append(...api.markdown("# Title\ntext **bold** `a<b` <img src=x onerror=alert(1)>\n- one\n- two\n\n```js\nlet x;\n```\n[a](https://x.y/) [b](javascript:alert(1))"));
+  shown.append(...api.markdown("# Title\ntext **bold** `a<b` <img src=x onerror=alert(1)>\n- one\n- two\n\n```js\nlet x;\n```\n[a](https://x.y/) [b](javascript:alert(1))\n\n| h | i |\n|---|:-:|\n| **1** | 2 |\nend"));
   seen.tags = shown.find(node => node.localName !== "#text").map(node => node.localName);
   seen.text = shown.textContent;
   console.log(JSON.stringify(seen));

@@ -50,7 +50,8 @@ def test_the_pages_script_talks_to_a_server(live: Live) -> None:
     assert seen["kept"] == 1
     assert seen["stopped"] == "stopped"
     assert "no room for an answer" in seen["failed"]
-    assert seen["tags"] == ["div", "h1", "p", "strong", "code", "ul", "li", "li", "pre", "code", "p", "a"]
+    table = ["table", "tr", "th", "th", "tr", "td", "strong", "td"]
+    assert seen["tags"] == ["div", "h1", "p", "strong", "code", "ul", "li", "li", "pre", "code", "p", "a", *table, "p"]
     assert "<img src=x onerror=alert(1)>" in seen["text"]  # as text
     assert "[b](javascript:alert(1))" in seen["text"]
 
@@ -66,7 +67,8 @@ def test_a_person_asks_in_a_browser(live: Live, tmp_path: Path) -> None:
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(live.url)
         page.fill("#text", "say hello")
-        page.evaluate("document.getElementById('temperature').value = 0")
+        page.locator("#temperature").fill("0")
+        assert page.inner_text("#shown") == "0"
         page.press("#text", "Enter")
         page.wait_for_selector("#stop", state="visible")
         page.wait_for_selector(".assistant .tokens", timeout=60_000)
@@ -74,11 +76,18 @@ def test_a_person_asks_in_a_browser(live: Live, tmp_path: Path) -> None:
         page.hover(".tokens span >> nth=0")
         page.wait_for_selector("#card", state="visible")
         assert page.locator("#card div").count() == 5
+        assert "bytes:" not in page.inner_text("#card")
         page.screenshot(path=str(tmp_path / "chat.png"))
+        page.evaluate("draw()")
+        assert page.locator("#card").is_hidden(), "the card outlived what it hung on"
         page.reload()
         page.click("#history button")
         assert page.locator(".user").inner_text() == "say hello"
         page.select_option("#language", "ja")
         assert page.inner_text("#send") == "送信"
+        page.set_viewport_size({"width": 390, "height": 760})
+        page.click("#new")
+        assert page.locator(".user").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, "a phone would scroll sideways"
         browser.close()
     assert problems == []
