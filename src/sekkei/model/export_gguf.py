@@ -73,6 +73,8 @@ def save_gguf(
         import gguf
     except ImportError:
         raise UserError("GGUF files need the gguf package: pip install 'sekkei[gguf]'") from None
+    if config.moe is not None:
+        raise UserError("models with experts are not written as GGUF")
     check_state(state, config, "state")
     kind = "qwen3" if config.qk_norm else "llama"
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")

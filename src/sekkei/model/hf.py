@@ -101,6 +101,8 @@ def config_to_hf(config: ModelConfig, family: Family | None = None) -> dict[str,
     Raises:
         ConfigError: the family cannot hold this model.
     """
+    if config.moe is not None:
+        raise ConfigError("moe", "models with experts are not written in Hugging Face's layout")
     family = family or _family(config)
     if family != _family(config):
         raise ConfigError("qk_norm", f"got {config.qk_norm}: family {family!r} cannot hold it, {_family(config)!r} can")

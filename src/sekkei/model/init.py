@@ -1,9 +1,9 @@
 """Initial weights, drawn per parameter *name*, so that every layout starts from the same numbers.
 
 Matrices are normal with std 1/√fan_in; those that write into the residual stream (`o_proj`, `down_proj`)
-are divided by √(2·layers) (GPT-2, Radford et al. 2019, section 2.3); scalar heads start at zero, norms
-at one. Each parameter has its own generator, seeded by its name and the run's seed. `model.init: induction` starts
-some of them near a circuit instead (induction.py).
+are divided by √(2·layers) (GPT-2, Radford et al. 2019, section 2.3); scalar heads and routers' biases start at zero,
+norms at one. Each parameter has its own generator, seeded by its name and the run's seed. `model.init: induction`
+starts some of them near a circuit instead (induction.py).
 """
 
 from __future__ import annotations
@@ -47,12 +47,14 @@ def initial_weight(name: str, shape: torch.Size, config: ModelConfig, seed: int)
 
 
 def _normal_weight(name: str, shape: torch.Size, num_layers: int, seed: int) -> torch.Tensor:
+    if name.endswith(".router.bias"):
+        return torch.zeros(shape)
     if len(shape) == 1:
         return torch.ones(shape)
     if name.startswith(("value_head", "reward_head")):
         return torch.zeros(shape)
     std = 1 / math.sqrt(shape[-1])
-    if ".o_proj." in name or ".down_proj." in name:
+    if "o_proj" in name.split(".") or "down_proj" in name.split("."):
         std /= math.sqrt(2 * num_layers)
     generator = torch.Generator().manual_seed(derive_seed("init", seed, name))
     return torch.empty(shape).normal_(0.0, std, generator=generator)

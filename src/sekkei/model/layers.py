@@ -1,7 +1,4 @@
-"""The decoder's parts: RMSNorm, rotary positions, grouped-query attention, SwiGLU, and the block.
-
-    x ─┬─ norm ─ attention ─(+)─┬─ norm ─ mlp ─(+)─
-       └────────────────────────┘└──────────────┘
+"""The decoder's parts: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
 Sources: RMSNorm (Zhang & Sennrich 2019), rotary positions (Su et al. 2021; halves, not pairs, are
 rotated, as in Hugging Face checkpoints), grouped-query attention (Ainslie et al. 2023), QK-norm
@@ -27,6 +24,14 @@ Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 Rope = tuple[Tensor, Tensor]
 """cos and sin, each [B, 1, T, H]."""
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What matmuls of x are computed in: autocast's dtype where it is on, else its own."""
+    device = x.device.type
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Tensor:
@@ -108,26 +113,11 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU: `down(silu(gate(x)) * up(x))`."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class Block(nn.Module):
-    """One pre-norm decoder layer."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.mlp = MLP(config)
-
-    def forward(self, x: Tensor, rope: Rope, attend: Attend, layer: int) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope, attend, layer)
-        return x + self.mlp(self.mlp_norm(x))

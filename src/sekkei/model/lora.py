@@ -10,7 +10,7 @@ reference of DPO and RL at no cost in memory. On disk it is PEFT's layout, read 
     adapter_config.json, adapter_model.safetensors        base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight
 
 `merge_lora` folds the adapter into W for export. It does not handle dropout (refused in RL and DPO anyway), DoRA,
-quantised bases, ranks that differ by layer, or tensor-parallel parts of a layer.
+routed experts, quantised bases, ranks that differ by layer, or tensor-parallel parts of a layer.
 
 Shapes: `r` rank.
 """
@@ -34,6 +34,7 @@ from sekkei.core import atomic
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.core.seed import derive_seed
 from sekkei.model.hf import PARTS
+from sekkei.model.moe import biases
 from sekkei.model.transformer import Transformer
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -167,7 +168,10 @@ def merge_lora(model: Transformer) -> Transformer:
         merged = (layer.weight.to(wide) + change).to(layer.weight.dtype)
         plain.weight = nn.Parameter(merged)
         setattr(model.get_submodule(parent), last, plain)
-    return model.requires_grad_(True)
+    model.requires_grad_(True)
+    for bias in biases(model).values():
+        bias.requires_grad_(False)
+    return model
 
 
 def save_lora(folder: Path, model: Transformer, config: LoRAConfig, base: str = "") -> None:

@@ -1,5 +1,8 @@
 """The model: ids -> embedding -> blocks -> norm -> head. Plain single-device PyTorch that knows of no parallelism.
 
+    x ─┬─ norm ─ attention ─(+)─┬─ norm ─ mlp, or experts (moe.py) ─(+)─
+       └────────────────────────┘└──────────────────────────────────┘
+
 What a layout needs from it is here: blocks in a `ModuleDict` keyed by layer index, embedding and heads
 optional (a pipeline stage may lack them), positions passed in explicitly, attention injected, no buffers
 (rotary tables are made from positions), so it can be built on the meta device. How a block is run is
@@ -21,11 +24,41 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from sekkei.model.config import ModelConfig
-from sekkei.model.layers import Attend, Block, RMSNorm, Rope, rope_tables
+from sekkei.model.layers import MLP, Attend, Attention, RMSNorm, Rope, compute_dtype, rope_tables
 from sekkei.model.logprobs import label_logprobs
+from sekkei.model.moe import MoE
 from sekkei.model.output import Output
 
 Head = Literal["lm", "value", "reward"]
+
+
+class Block(nn.Module):
+    """One pre-norm decoder layer.
+
+    Args:
+        layer: its index: the first ones of a model with experts have an MLP.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        dense = layer < config.dense_layers
+        self.mlp = MLP(config.hidden_size, config.intermediate_size) if dense else MoE(config)
+
+    def forward(self, x: Tensor, rope: Rope, attend: Attend, layer: int) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, attend, layer)
+        h = self.mlp_norm(x)
+        return x + (self.mlp(h, real_tokens(attend)) if isinstance(self.mlp, MoE) else self.mlp(h))
+
+
+def real_tokens(attend: Attend) -> Tensor | None:
+    """[B, T] bool, which tokens are no padding, as told by who attends; None: all."""
+    segments = getattr(attend, "segments", None)
+    return None if segments is None else segments >= 0
+
+
 RunBlock = Callable[[Block, Tensor, Rope, Attend, int], Tensor]
 ScoreLabels = Callable[[Tensor, Tensor, Tensor, float, bool], tuple[Tensor, Tensor]]
 
@@ -44,10 +77,17 @@ def run_scores_recomputed(block: Block, x: Tensor, rope: Rope, attend: Attend, l
     (Korthikanti et al. 2022, section 5).
     """
 
-    def again(q: Tensor, k: Tensor, v: Tensor, number: int) -> Tensor:
-        return torch.utils.checkpoint.checkpoint(attend, q, k, v, number, use_reentrant=False)
+    return block(x, rope, _Again(attend), layer)
 
-    return block(x, rope, again, layer)
+
+class _Again:
+    """Attention whose scores are not kept."""
+
+    def __init__(self, attend: Attend) -> None:
+        self.attend, self.segments = attend, getattr(attend, "segments", None)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(self.attend, q, k, v, layer, use_reentrant=False)
 
 
 RUN_BLOCK: dict[str, RunBlock] = {
@@ -80,7 +120,7 @@ class Transformer(nn.Module):
         width = config.hidden_size
         self.embed = nn.Embedding(config.vocab_size, width) if embedding else None
         held = range(config.num_layers) if layers is None else layers
-        self.layers = nn.ModuleDict({str(i): Block(config) for i in held})
+        self.layers = nn.ModuleDict({str(i): Block(config, i) for i in held})
         self.norm = RMSNorm(width, config.norm_eps) if heads else None
         self.lm_head = nn.Linear(width, config.vocab_size, bias=False) if "lm" in heads else None
         self.value_head = nn.Linear(width, 1, bias=False) if "value" in heads else None
@@ -101,7 +141,7 @@ class Transformer(nn.Module):
         """
         if self.embed is not None:
             x = self.embed(x)
-        rope = rope_tables(positions, self.config, self._compute_dtype(x))
+        rope = rope_tables(positions, self.config, compute_dtype(x))
         for index, block in self.layers.items():
             x = self.run_block(block, x, rope, attend, int(index))  # type: ignore[arg-type]
         return self.norm(x) if self.norm is not None else x
@@ -141,9 +181,3 @@ class Transformer(nn.Module):
                 raise RuntimeError("values need a value or reward head")
             values = head(h).squeeze(-1).float() if h.dtype != torch.float64 else head(h).squeeze(-1)
         return Output(logprobs=logprobs, entropy=entropy if "entropy" in wants else None, values=values)
-
-    def _compute_dtype(self, x: Tensor) -> torch.dtype:
-        device = x.device.type
-        if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
-            return torch.get_autocast_dtype(device)
-        return x.dtype

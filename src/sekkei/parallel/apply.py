@@ -1,13 +1,15 @@
-"""A layout, applied to a plain model from outside: tensor parallel, then recomputation, then ZeRO.
+"""A layout, applied to a plain model from outside: tensor or expert parallel, then recomputation, then ZeRO.
 
     model ── apply ──> Sharded          what the optimizer updates (`targets`), gradients that are summed after
                                         `finish_gradients`, their norm over all axes, and `gather_named`
 
 Every rank begins with the whole model, drawn by name from the seed, and keeps its part: so every layout starts from the
-same numbers. Stage 3 is torch's `fully_shard` per block, with its averaging replaced by plain sums.
+same numbers. Stage 3 is torch's `fully_shard` per block, with its averaging replaced by plain sums. Experts that are
+spread over ranks are divided, at every stage, between the ranks that hold the same ones. What no optimizer updates
+(routers' biases) lies whole on every rank.
 
-A pipeline rank does this with each of its stages (pipeline.py). It does not handle experts, or models that do not fit
-one rank's memory before they are cut.
+A pipeline rank does this with each of its stages (pipeline.py). It does not handle models that do not fit one rank's
+memory before they are cut.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from sekkei.model.moe import MoE, biases
 from sekkei.model.transformer import Transformer
-from sekkei.parallel.collectives import all_gathered
+from sekkei.parallel.collectives import all_gathered, all_reduced
+from sekkei.parallel.experts import apply_expert_parallel, is_expert
 from sekkei.parallel.layout import Layout, Mesh
 from sekkei.parallel.tensor import apply_tensor_parallel, cut_dim, whole
 from sekkei.parallel.zero import Zero
@@ -46,24 +50,27 @@ class Sharded:
         self.partial: frozenset[str] = frozenset()
         if layout.tp > 1:
             self.partial = apply_tensor_parallel(model, mesh.tp, layout.sequence_parallel)
-        self.zero: Zero | None = None
+        if mesh.ep is not None:
+            apply_expert_parallel(model, mesh.ep)
+        self.zeros: list[Zero] = []
         if layout.zero == 3:
             _fully_shard(model, mesh)
-            self.targets = dict(model.named_parameters())
+            self.targets = {name: p for name, p in model.named_parameters() if p.requires_grad}
         else:
-            reduce = torch.bfloat16 if layout.reduce == "bf16" else None
-            self.zero = Zero(model.named_parameters(), mesh.data, layout.zero, weights_dtype(layout), reduce)
-            self.targets = self.zero.targets
-        self._slices = {s.name: s for s in self.zero.slices} if self.zero else {}
+            self.zeros = _zeros(model, mesh)
+            places = {name: target for zero in self.zeros for name, target in zero.targets.items()}
+            self.targets = {name: places[name] for name, _ in model.named_parameters() if name in places}
+        self._slices = {s.name: s for zero in self.zeros for s in zero.slices}
+        self._zero_of = {s.name: zero for zero in self.zeros for s in zero.slices}
 
     def finish_micro_batch(self) -> None:
-        if self.zero is not None:
-            self.zero.finish_micro_batch()
+        for zero in self.zeros:
+            zero.finish_micro_batch()
 
     def finish_gradients(self) -> None:
         """After the last backward pass of an update: gradients of targets are those of the global batch."""
-        if self.zero is not None:
-            self.zero.finish_gradients()
+        for zero in self.zeros:
+            zero.finish_gradients()
         if self.partial:
             for name in sorted(self.partial):
                 grad = self.gradient(name)
@@ -73,7 +80,7 @@ class Sharded:
     def gradient(self, name: str) -> Tensor | None:
         """Of a target, as it is kept until the optimizer: perhaps narrower than the target."""
         held = self._slices.get(name)
-        return held.gradient if held and self.zero and self.zero.apart else self.targets[name].grad
+        return held.gradient if held and self._zero_of[name].apart else self.targets[name].grad
 
     def grad_norm(self) -> float:
         """2-norm of the whole model's gradient: each element counts once, wherever it lies."""
@@ -81,17 +88,22 @@ class Sharded:
 
     def grad_square(self) -> float:
         """Its square."""
-        device = torch.device(self.mesh.mesh.device_type)
-        squares = torch.zeros(2, dtype=torch.float64, device=device)  # cut over tp; the same on all tp ranks
+        mesh, layout = self.mesh, self.mesh.layout
+        device = torch.device(mesh.mesh.device_type)
+        squares = torch.zeros(3, dtype=torch.float64, device=device)  # cut over tp; the same on all tp ranks; over ep
         for name in self.targets:
             grad = self.gradient(name)
             if grad is not None:
-                cut = self.mesh.layout.tp > 1 and cut_dim(name) is not None
-                squares[0 if cut else 1] += _local(grad).double().square().sum().to(device)
-        if self.mesh.layout.zero:
-            group = self.mesh.sharding if self.mesh.layout.zero == 3 else self.mesh.data
-            dist.all_reduce(squares, group=group)
-        dist.all_reduce(squares[:1], group=self.mesh.tp)
+                cut = layout.tp > 1 and cut_dim(name) is not None
+                part = 2 if layout.ep > 1 and is_expert(name) else 0 if cut else 1
+                squares[part] += _local(grad).double().square().sum().to(device)
+        if layout.zero:
+            dist.all_reduce(squares[:2], group=mesh.sharding if layout.zero == 3 else mesh.data)
+        dist.all_reduce(squares[:1], group=mesh.tp)
+        if mesh.ep is not None:
+            if layout.zero:
+                dist.all_reduce(squares[2:], group=mesh.same_experts)
+            dist.all_reduce(squares[2:], group=mesh.ep)
         return float(squares.sum())
 
     def clip(self, limit: float) -> float:
@@ -104,14 +116,14 @@ class Sharded:
 
     def widen(self) -> None:
         """Before the optimizer: targets have their gradients in their own dtype."""
-        if self.zero is not None:
-            self.zero.widen()
+        for zero in self.zeros:
+            zero.widen()
 
     def publish(self) -> None:
         """After the optimizer's step."""
-        if self.zero is not None:
-            self.zero.publish()
-            self.zero.zero_grad()
+        for zero in self.zeros:
+            zero.publish()
+            zero.zero_grad()
 
     def gather_named(self, masters: bool = False) -> Iterator[tuple[str, Tensor]]:
         """The whole model's parameters, or what they were rounded from, on every rank, one after the other (all ranks
@@ -133,29 +145,43 @@ class Sharded:
     def whole_of(self, name: str, x: Tensor) -> Tensor:
         """From what lies like the target `name` on each rank (a gradient, a moment) to the whole, on every rank."""
         x, parameter = x.detach(), self.model.get_parameter(name)
-        if self.zero is not None and self.mesh.layout.zero:
-            width = -(-parameter.numel() // self.zero.size)
+        if name not in self.targets:
+            return x  # every rank has it
+        zero = self._zero_of.get(name)
+        if zero is not None and zero.stage:
+            width = -(-parameter.numel() // zero.size)
             padded = x.new_zeros(width)
             padded[: x.numel()] = x
-            parts = all_gathered(padded, self.mesh.data)
+            parts = all_gathered(padded, zero.group)
             x = parts[: parameter.numel()]
         return self._whole(name, x if isinstance(x, DTensor) else x.view(parameter.shape))
 
     def part_of(self, name: str, x: Tensor) -> Tensor:
         """The inverse: what of a whole tensor lies like the target `name` here."""
+        if name not in self.targets:
+            return x
         parameter, target = self.model.get_parameter(name), self.targets[name]
         dim = cut_dim(name)
         if self.mesh.layout.tp > 1 and dim is not None:
             x = x.chunk(self.mesh.layout.tp, dim)[self.mesh.tp_rank]
+        if self.mesh.ep is not None and is_expert(name):
+            x = x.chunk(self.mesh.layout.ep)[dist.get_rank(self.mesh.ep)]
         if isinstance(parameter, DTensor):
             return distribute_tensor(x.contiguous(), parameter.device_mesh, parameter.placements, src_data_rank=None)
-        if self.zero is not None and self.mesh.layout.zero:
-            width = -(-parameter.numel() // self.zero.size)
-            x = x.reshape(-1)[self.zero.rank * width : (self.zero.rank + 1) * width]
+        zero = self._zero_of.get(name)
+        if zero is not None and zero.stage:
+            width = -(-parameter.numel() // zero.size)
+            x = x.reshape(-1)[zero.rank * width : (zero.rank + 1) * width]
         return x.reshape(target.shape)
+
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum over all ranks with other tokens."""
+        return all_reduced(x, self.mesh.data)
 
     def _whole(self, name: str, x: Tensor) -> Tensor:
         local = x.full_tensor() if isinstance(x, DTensor) else x
+        if self.mesh.ep is not None and is_expert(name):
+            return all_gathered(local, self.mesh.ep)
         return whole(name, local, self.mesh.tp) if self.mesh.layout.tp > 1 else local
 
     def bytes(self) -> dict[str, int]:
@@ -178,6 +204,17 @@ def scale_gradients(targets: Iterable[torch.nn.Parameter], factor: float) -> Non
             _local(target.grad).mul_(factor)
 
 
+def _zeros(model: Transformer, mesh: Mesh) -> list[Zero]:
+    """Stages 0 to 2: of what all data ranks share, and of experts that only some of them share."""
+    layout, named = mesh.layout, list(model.named_parameters())
+    reduce = torch.bfloat16 if layout.reduce == "bf16" else None
+    rest = (layout.zero, weights_dtype(layout), reduce)
+    if mesh.same_experts is None:
+        return [Zero(named, mesh.data, *rest)]
+    dense, spread = ([(name, p) for name, p in named if is_expert(name) is cut] for cut in (False, True))
+    return [Zero(dense, mesh.data, *rest), Zero(spread, mesh.same_experts, *rest)]
+
+
 def _fully_shard(model: Transformer, mesh: Mesh) -> None:
     layout, shards = mesh.layout, mesh.fsdp
     narrow = weights_dtype(layout)
@@ -185,10 +222,17 @@ def _fully_shard(model: Transformer, mesh: Mesh) -> None:
     policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=reduce) if narrow else MixedPrecisionPolicy()
     pinned = mesh.mesh.device_type == "cuda"
     offload = CPUOffloadPolicy(pin_memory=pinned) if layout.offload else OffloadPolicy()
-    options: dict[str, Any] = {"mesh": shards, "mp_policy": policy, "offload_policy": offload}
+    options: dict[str, Any] = {
+        "mp_policy": policy,
+        "offload_policy": offload,
+        "ignored_params": set(biases(model).values()),
+    }
     for block in model.layers.values():
-        fully_shard(block, reshard_after_forward=layout.reshard, **options)
-    fully_shard(model, reshard_after_forward=False, **options)
+        if layout.ep > 1 and isinstance(block.mlp, MoE):
+            same = mesh.experts["same_experts"]
+            fully_shard(block.mlp.experts, mesh=same, reshard_after_forward=layout.reshard, **options)
+        fully_shard(block, mesh=shards, reshard_after_forward=layout.reshard, **options)
+    fully_shard(model, mesh=shards, reshard_after_forward=False, **options)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

@@ -48,6 +48,7 @@ class AllGatherAttend:
         causal: bool = True,
         order: Order = "zigzag",
     ) -> None:
+        self.segments = segments
         self.visibility = Visibility(segments, group, causal, order)
         self.group = group
 

@@ -11,12 +11,16 @@ ZeRO stages (Rajbhandari et al. 2020, section 5) say what the data ranks divide 
 state, 2 gradients too, 3 parameters too. Context-parallel ranks hold the same parameters and see other tokens, so for
 sums of gradients and for sharding they are data ranks. Pipeline ranks hold other layers and share nothing.
 
-It does not handle experts.
+Experts (model/moe.py) are spread over `ep` neighbouring data ranks, which lie inside shard · cp. Ranks that hold the
+same experts, `ep` apart, are the data ranks of these:
+
+    shard · cp   0 1 2 3       ep = 2: experts   A B A B       sums over {0, 2} and {1, 3}; of all else, over all four
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch.distributed as dist
@@ -44,6 +48,7 @@ class Layout:
         pp: pipeline ranks, each with some layers; schedule: the order of their work.
         dp: data-parallel ranks. replicate: how many groups of them hold the same shards (hybrid sharding; divides dp).
         cp: ranks that share one row (ring attention). tp: ranks that share one layer. zero: stage 0 to 3.
+        ep: data ranks that share the experts of each layer.
         reshard: stage 3 frees a block's gathered parameters after the forward pass and gathers them again.
         context: how cp ranks share keys and values: passed round a ring, or gathered at once.
         sequence_parallel: the residual stream between tensor-parallel parts is cut over tp, too.
@@ -59,6 +64,7 @@ class Layout:
     replicate: int = 1
     cp: int = 1
     tp: int = 1
+    ep: int = 1
     zero: int = 0
     reshard: bool = True
     context: Literal["ring", "gather"] = "ring"
@@ -71,7 +77,7 @@ class Layout:
     offload: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("pp", "dp", "replicate", "cp", "tp"):
+        for key in ("pp", "dp", "replicate", "cp", "tp", "ep"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
         if not 0 <= self.zero <= 3:
@@ -92,6 +98,9 @@ class Layout:
             raise ConfigError("sequence_parallel", "cuts the sequence over tp, and tp=1")
         if self.microbatches < 0:
             raise ConfigError("microbatches", f"got {self.microbatches}, must be >= 0 (0: as few as possible)")
+        shard = self.dp // self.replicate
+        if shard * self.cp % self.ep:
+            raise ConfigError("ep", f"ep={self.ep} must divide dp/replicate·cp = {shard}·{self.cp} = {shard * self.cp}")
         self._check_weights()
 
     def _check_weights(self) -> None:
@@ -115,7 +124,7 @@ class Layout:
     @property
     def name(self) -> str:
         """Short, as in tables: `dp2·tp2 zero3`."""
-        axes = [f"{key}{value}" for key in ("pp", "dp", "cp", "tp") if (value := getattr(self, key)) > 1]
+        axes = [f"{key}{value}" for key in ("pp", "dp", "cp", "tp", "ep") if (value := getattr(self, key)) > 1]
         marks = [self.schedule] if self.pp > 1 else []
         marks += [f"zero{self.zero}"] if self.zero else []
         marks += [f"replicate{self.replicate}"] if self.replicate > 1 else []
@@ -145,6 +154,7 @@ class Layout:
                 raise ConfigError("layout.tp", f"tp={self.tp} must divide model.{key}={getattr(model, key)}")
         if model.tied_embeddings and self.tp > 1:
             raise ConfigError("layout.tp", f"tp={self.tp} cannot cut tied embeddings; set model.tied_embeddings=false")
+        self._check_experts(model)
         self._check_stages(model)
         if tokens is not None:
             check_length(tokens, self.cp)
@@ -170,6 +180,16 @@ class Layout:
                 "layout.schedule", f"{self.schedule} goes in rounds: pp={self.pp} must divide {count} micro-batches"
             )
 
+    def _check_experts(self, model: ModelConfig) -> None:
+        if model.moe is None:
+            if self.ep > 1:
+                raise ConfigError("layout.ep", f"ep={self.ep} spreads experts, and model.moe is not set")
+            return
+        if self.tp > 1:
+            raise ConfigError("layout.tp", f"tp={self.tp} cuts models without model.moe; use ep, dp, cp and pp")
+        if model.moe.experts % self.ep:
+            raise ConfigError("layout.ep", f"ep={self.ep} must divide model.moe.experts={model.moe.experts}")
+
     def _check_stages(self, model: ModelConfig) -> None:
         if self.pp == 1:
             return
@@ -187,7 +207,8 @@ class Mesh:
 
     Attributes:
         pp, tp, cp: groups along one axis. dp: ranks with other rows (replicate · shard). data: all ranks with other
-        tokens (dp · cp). fsdp: the mesh for `fully_shard`.
+        tokens (dp · cp). fsdp: the mesh for `fully_shard`. ep: ranks that share a layer's experts; same_experts: ranks
+        that hold the same ones; None where ep = 1.
     """
 
     def __init__(self, layout: Layout, device_type: str) -> None:
@@ -203,6 +224,20 @@ class Mesh:
         self.data = self._flat("replicate", "shard", "cp").get_group()
         self.sharding = self._flat("shard", "cp").get_group()
         self.dp_rank, self.cp_rank, self.tp_rank = (dist.get_rank(group) for group in (self.dp, self.cp, self.tp))
+        self.ep: dist.ProcessGroup | None = None
+        self.same_experts: dist.ProcessGroup | None = None
+        if layout.ep > 1:
+            self.ep = self.experts["ep"].get_group()
+            self.same_experts = self.experts["same_experts"].get_group()
+
+    @cached_property
+    def experts(self) -> DeviceMesh:
+        """The data axes cut otherwise: ranks with the same experts, ranks that share them."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        layout = self.layout
+        sizes = (layout.pp, layout.dp * layout.cp // layout.ep, layout.ep, layout.tp)
+        return init_device_mesh(self.mesh.device_type, sizes, mesh_dim_names=("pp", "same_experts", "ep", "tp"))
 
     @property
     def fsdp(self) -> DeviceMesh:

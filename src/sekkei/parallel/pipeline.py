@@ -9,7 +9,7 @@ et al. 2019), which holds p instead of m micro-batches' activations; about half 
 rank (Narayanan et al. 2021, section 2.2); less with zero_bubble, which puts off weight gradients until a rank would be
 idle (Qi et al. 2023). When what runs is torch.distributed.pipelining's; who calls the loss: train/pipeline_step.py.
 
-It does not handle tied embeddings, layers of unequal cost, or experts.
+It does not handle tied embeddings, or layers of unequal cost.
 
 Shapes: `B` rows of a micro-batch, `T` tokens of a rank, `D` model width.
 """
@@ -132,7 +132,7 @@ class Pipelined:
     def gather_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """The whole model's gradients, as `gather_named`; for proofs."""
         own = {name: x for stage in self.stages.values() for name, x in stage.gather_gradients()}
-        yield from self._from_all(own, next(iter(own.values())).dtype)
+        yield from self._from_all(own, next(iter(own.values())).dtype, gradients=True)
 
     def whole_of(self, name: str, x: Tensor) -> Tensor:
         """As `Sharded.whole_of`, for a target of this rank's stages, on the ranks that hold them."""
@@ -142,6 +142,10 @@ class Pipelined:
         """As `Sharded.part_of`, for a target of this rank's stages."""
         return self._holder(name).part_of(name, x)
 
+    def summed(self, x: Tensor) -> Tensor:
+        """As `Sharded.summed`, of this rank's stages."""
+        return next(iter(self.stages.values())).summed(x)
+
     def _holder(self, name: str) -> Sharded:
         return self.stages[self._stage_of(name)]
 
@@ -150,11 +154,15 @@ class Pipelined:
         held = [stage.bytes() for stage in self.stages.values()]
         return {key: sum(part[key] for part in held) for key in held[0]}
 
-    def _from_all(self, own: dict[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    def _from_all(
+        self, own: dict[str, Tensor], dtype: torch.dtype, gradients: bool = False
+    ) -> Iterator[tuple[str, Tensor]]:
         device = next(self.model.parameters()).device
         for name, like in self.shape.named_parameters():
-            owner = self._stage_of(name) % self.mesh.layout.pp
-            x = own[name].contiguous() if name in own else torch.empty(like.shape, dtype=dtype, device=device)
+            if gradients and not like.requires_grad:
+                continue
+            owner, kind = self._stage_of(name) % self.mesh.layout.pp, dtype if like.requires_grad else self.wide
+            x = own[name].contiguous() if name in own else torch.empty(like.shape, dtype=kind, device=device)
             dist.broadcast(x, dist.get_global_rank(self.mesh.pp, owner), group=self.mesh.pp)
             yield name, x
 

@@ -59,6 +59,7 @@ class RingAttend:
         causal: bool = True,
         order: Order = "zigzag",
     ) -> None:
+        self.segments = segments
         self.visibility = Visibility(segments, group, causal, order)
         self.ring = Ring(group)
 

@@ -19,6 +19,7 @@ import torch
 from sekkei.core import dist
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Completion, Request
+from sekkei.model.moe import biases
 from sekkei.model.transformer import Transformer
 from sekkei.parallel.apply import Sharded
 from sekkei.parallel.pipeline import Pipelined, heads_of
@@ -29,7 +30,10 @@ def gathered(placed: Sharded | Pipelined, device: torch.device, masters: bool = 
     model = placed.model if isinstance(placed, Sharded) else placed.shape
     with torch.device("meta"):
         copy = Transformer(placed.config, heads_of(model))
-    copy = copy.to(placed.wide if masters else placed.dtype).to_empty(device=device)
+    copy = copy.to(placed.wide if masters else placed.dtype)
+    for bias in biases(copy).values():
+        bias.data = bias.data.to(placed.wide)  # narrow, it would choose other experts than the trainer's
+    copy = copy.to_empty(device=device)
     if placed.config.tied_embeddings and copy.lm_head is not None and copy.embed is not None:
         copy.lm_head.weight = copy.embed.weight
     refresh(copy, placed, masters)

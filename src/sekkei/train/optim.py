@@ -7,6 +7,9 @@ updates have AdamW's usual size and both share one learning rate (Moonlight, Liu
 
 Schedules: warmup, then a plateau and a linear decay (`wsd`, Hu et al. 2024), a half cosine, or constant.
 All are functions of the step, so a resumed run needs no schedule state.
+
+Experts' weights are stacks of matrices, each orthogonalised by itself. With a step, the routers of a mixture of experts
+have their biases moved, too (model/moe.py).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sekkei.core.errors import ConfigError
+from sekkei.model.moe import balance, forget_loads
 from sekkei.train.trainee import Placed, Plain
 
 Carry = Callable[[nn.Parameter, Tensor], Tensor]
@@ -71,7 +75,7 @@ def lr_scale(config: OptimConfig, step: int, steps: int) -> float:
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised momentum for 2-D parameters. `dtype` is that of the Newton-Schulz steps.
+    """Orthogonalised momentum for matrices and stacks of them. `dtype` is that of the Newton-Schulz steps.
 
     Args:
         whole, part: from what a rank holds of a matrix to the matrix and back, where a layout cuts it; every rank
@@ -142,6 +146,9 @@ class Optimizer:
 
     Its state is named by parameter (`state/<name>/exp_avg`), so that a checkpoint can be read without
     knowing how parameters were grouped.
+
+    Attributes:
+        imbalance: of experts in the last step, largest load over mean load; None: no router is trained.
     """
 
     def __init__(
@@ -152,12 +159,13 @@ class Optimizer:
         dtype: torch.dtype = torch.float32,
         placed: Placed | None = None,
     ) -> None:
-        self.config, self.steps = config, steps
-        where = placed or Plain(model)
+        self.config, self.steps, self.model = config, steps, model
+        self.imbalance: float | None = None
+        self.where = where = placed or Plain(model)
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.dims = {name: parameter.ndim for name, parameter in trained.items()}
         self.names = {where.targets[name]: name for name in trained}
-        by_muon = {name for name, dims in self.dims.items() if dims == 2 and name.startswith("layers.")}
+        by_muon = {name for name, dims in self.dims.items() if dims >= 2 and name.startswith("layers.")}
         matrices_by_muon = [p for p, name in self.names.items() if name in by_muon and config.kind == "muon"]
         rest = [p for p, name in self.names.items() if name not in by_muon or config.kind == "adamw"]
         self.parts: list[torch.optim.Optimizer] = [self._adamw(rest)]
@@ -184,12 +192,14 @@ class Optimizer:
             for group in part.param_groups:
                 group["lr"] = lr
             part.step()
+        self.imbalance = balance(self.model, self.where.summed)
         self.zero_grad()
         return lr
 
     def zero_grad(self) -> None:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
+        forget_loads(self.model)
 
     def tensors(self) -> dict[str, Tensor]:
         """Its state as named tensors."""

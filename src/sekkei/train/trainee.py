@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
+from sekkei.model.moe import biases
+
 if TYPE_CHECKING:
     from sekkei.train.optim import Optimizer
 
@@ -42,6 +44,10 @@ class Placed(Protocol):
         """The inverse of `whole_of`."""
         ...
 
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum over ranks with other tokens."""
+        ...
+
 
 class Plain:
     """A model that is whole here."""
@@ -61,6 +67,9 @@ class Plain:
     def part_of(self, name: str, x: Tensor) -> Tensor:
         return x
 
+    def summed(self, x: Tensor) -> Tensor:
+        return x
+
 
 @dataclass(frozen=True)
 class Trainee:
@@ -78,9 +87,14 @@ class Trainee:
     def parts(self) -> Placed:
         return self.placed or Plain(self.model)
 
+    @property
+    def weights(self) -> Mapping[str, nn.Parameter]:
+        """What changes in training, by the parameter's name: targets, and routers' biases, which all ranks have."""
+        return {**self.parts.targets, **biases(self.model)}
+
     def tensors(self) -> Mapping[str, tuple[str, Tensor]]:
         """What a checkpoint holds of it here: key -> (parameter's name, tensor that lies like its target)."""
-        found = {f"model/{name}": (name, target.detach()) for name, target in self.parts.targets.items()}
+        found = {f"model/{name}": (name, weight.detach()) for name, weight in self.weights.items()}
         for key, value in self.optimizer.tensors().items():
             found[key] = (key.split("/")[1], value)
         return found
