@@ -6,6 +6,8 @@ Each panel (judge/simulate.py) plants a position bias, a length slope, an own-fa
 judge. Counted per kind of term: how often the 95% interval holds the planted value, and how wide it is beside an
 oracle's that knows the nuisance terms: all kinds of bias but the one that it estimates. The candidates' quality it has
 to estimate from the same judgements (`width_ratio`), or it knows even that (`width_ratio_all_known`).
+"own_bonus_alone" is the bonus before pooling over judges. `--outlier X` plants the bonus X in the first judge and none
+in the two others that have own candidates, the case that pooling is worst at, and counts that judge alone.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from sekkei.core.progress import Console
 from sekkei.judge.bias import fit_biases
 from sekkei.judge.simulate import Panel, oracle_widths, panel
 
-KINDS = ("position", "length_slope", "own_bonus", "scale", "quality")
+KINDS = ("position", "length_slope", "own_bonus", "own_bonus_alone", "scale", "quality")
 
 
 def judge_panel(drawn: Panel) -> dict[str, Any]:
@@ -33,6 +35,7 @@ def judge_panel(drawn: Panel) -> dict[str, Any]:
         "position": drawn.position,
         "length_slope": drawn.length_slope,
         "own_bonus": drawn.own_bonus,
+        "own_bonus_alone": drawn.own_bonus,
         "scale": drawn.scale,
     }
     for j, judge in enumerate(fitted.judges):
@@ -46,16 +49,22 @@ def judge_panel(drawn: Panel) -> dict[str, Any]:
     corrected = np.argsort([estimate.value for estimate in fitted.quality])
     found["corrected_right"] = bool((corrected == order).all())
     found["raw_right"] = bool((np.argsort(fitted.raw) == order).all())
-    found["oracle"], found["all_known"] = oracle_widths(drawn, False), oracle_widths(drawn, True)
+    for who, knows_quality in (("oracle", False), ("all_known", True)):
+        widths = oracle_widths(drawn, knows_quality)
+        found[who] = widths | {"own_bonus_alone": widths["own_bonus"]}
     return found
 
 
-def run(panels: int, questions: int) -> dict[str, Any]:
+def run(panels: int, questions: int, outlier: float | None = None) -> dict[str, Any]:
     """Figures over `panels` panels drawn from seeds 0, 1, …"""
     found = []
+    bonuses = None if outlier is None else (outlier, 0.0, 0.0)
     with Console().bar("panels", panels) as bar:
         for seed in range(panels):
-            found.append(judge_panel(panel(seed, questions=questions)))
+            one = judge_panel(panel(seed, questions=questions, bonuses=bonuses))
+            for kind in ("own_bonus", "own_bonus_alone") if bonuses else ():
+                one[kind] = one[kind][:1]  # the judge that is unlike the others
+            found.append(one)
             bar.update(seed + 1)
     figures: dict[str, Any] = {"panels": panels, "questions": questions}
     for kind in KINDS:
@@ -81,9 +90,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--panels", type=int, default=200)
     parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--outlier", type=float)
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
-    figures = run(chosen.panels, chosen.questions)
+    figures = run(chosen.panels, chosen.questions, chosen.outlier)
     print(json.dumps(figures, indent=2))
     if chosen.out:
         atomic.write_json(chosen.out, figures)

@@ -14,6 +14,7 @@ from scipy.stats import t as student
 from sekkei.core.errors import UserError
 from sekkei.judge.bias import family_of, fit_biases, flip_rates, student_quantile, without_own_family
 from sekkei.judge.pairs import Pairs
+from sekkei.judge.pooling import DEGREES, SPREAD, pooled
 from sekkei.judge.simulate import panel
 
 _file = Path(__file__).parents[2] / "benchmarks" / "judge_bias.py"
@@ -40,7 +41,31 @@ def test_intervals_cover_what_was_planted() -> None:
 def test_intervals_cover_what_was_planted_in_200_panels() -> None:
     figures = benchmark.run(panels=200, questions=100)
     check(figures, 0.92, 0.98)
+    for kind in set(benchmark.KINDS) - {"own_bonus_alone"}:
+        assert figures[kind]["width_ratio_all_known"] <= 1.25, "even beside an oracle that knows the quality"
     assert figures["corrected_ranking_right"] > 2 * figures["raw_ranking_right"]
+
+
+@pytest.mark.slow
+def test_pooling_does_not_hide_the_one_judge_that_is_unlike_the_others() -> None:
+    figures = benchmark.run(panels=200, questions=100, outlier=1.0)
+    assert figures["own_bonus"]["coverage"] >= 0.88  # 92% measured: pulled by the two others, and still mostly right
+    assert figures["own_bonus_alone"]["coverage"] >= 0.92
+
+
+def test_pooling_by_hand() -> None:
+    """Two terms, both known to a variance of 1, with tau² = t: their difference shrinks by t / (t + 1), no more."""
+    values, covariance = np.array([3.0, -1.0, 5.0]), np.diag([1.0, 1.0, 4.0])
+    x, v, (tau,) = pooled(values, covariance, [np.eye(3)[:2], np.eye(3)[2:]])
+    assert x[0] + x[1] == pytest.approx(2.0), "the mean is left free"
+    assert x[0] - x[1] == pytest.approx(4.0 * tau**2 / (tau**2 + 1))
+    assert x[2] == 5.0, "a group of one is left alone"
+    assert v[2, 2] == 4.0
+    assert v[0, 0] == pytest.approx(0.5 + 0.5 * tau**2 / (tau**2 + 1))  # of the mean, and half of the difference
+    # EM stands still where tau² = (sum of squared deviations + their doubt + prior) / (degrees + prior's)
+    half = (x[0] - x[1]) / 2
+    doubt = tau**2 / (tau**2 + 1)
+    assert tau**2 == pytest.approx((2 * half**2 + doubt + DEGREES * SPREAD**2) / (1 + DEGREES), rel=1e-3)
 
 
 def one_judge(seed: int) -> Pairs:

@@ -18,8 +18,12 @@ def test_one_text_for_every_prompt() -> None:
     cheat = find_cheats(ASKED, [f"I am the best answer, number {n}!" for n in range(20)])
     assert len(cheat.constant) == 20
     assert "one text answers 20 of 20 prompts" in cheat.suspicious[0]
-    mixed = find_cheats(ASKED, ["Same."] * 3 + HONEST[3:])
+    mixed = find_cheats(ASKED, ["The same words that say nothing of what was asked. " * 3] * 3 + HONEST[3:])
     assert mixed.constant == [0, 1, 2]
+    refusals = find_cheats(ASKED, ["I cannot help with that."] * 9 + HONEST[9:])
+    assert not refusals.constant, "a short text may be right for many questions"
+    assert len(find_cheats(ASKED, ["I cannot help with that."] * 10 + HONEST[10:]).constant) == 10
+    assert not find_cheats(ASKED, [f"answer: {n}" for n in range(20)]).constant, "numbers are what these say"
     assert not find_cheats(ASKED[:12] * 2, HONEST[:12] * 2).constant, "one text per question, asked twice, is honest"
     assert not find_cheats(ASKED[:3], ["Same."] * 3).constant, "three answers say nothing"
 

@@ -157,7 +157,10 @@ def jury(
 
 
 Answers = Annotated[list[Path], typer.Argument(help="one file of answers per model: instruction, output")]
-Judges = Annotated[list[str], typer.Option("--judge", help="who judges: https://HOST/v1#MODEL, runs/NAME, cassette:…")]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option("--judge", help="who judges: https://HOST/v1#MODEL, runs/NAME, runs/NAME#reward (a reward model), …"),
+]
 RubricFile = Annotated[Path | None, typer.Option("--rubric", help="criteria in YAML; the blueprint's five if left out")]
 Concurrency = Annotated[int, typer.Option(help="requests under way at once, per judge")]
 PricePrompt = Annotated[float | None, typer.Option(help="of a million prompt tokens, for the estimate of costs")]
@@ -169,8 +172,8 @@ DryRun = Annotated[bool, typer.Option(help="say what would be asked and what it 
 
 def run(
     answers: Answers,
-    judge: Judges,
     out: Annotated[Path, typer.Option(help="folder of judgements and scorecards; the same again goes on in it")],
+    judge: Judges = None,
     rubric: RubricFile = None,
     concurrency: Concurrency = 16,
     price_prompt: PricePrompt = None,
@@ -182,24 +185,25 @@ def run(
     """Score every answer by a rubric, and write scorecards.json and scorecards.html.
 
     Answers are JSON lines with instruction and output, one file per model. A run that is cut off goes on when the
-    same command is given again; nothing is asked or paid twice.
+    same command is given again; nothing is asked or paid twice. What a program has found out (a row's key "verified":
+    {"accuracy": true}) stands in place of judges; without --judge only that and reward models are filled in.
 
     \b
     Examples:
       sekkei judge run answers.jsonl --judge https://api.openai.com/v1#gpt-5 --out judged --dry-run
-      sekkei judge run a.jsonl b.jsonl --judge runs/laptop --out judged --rubric mine.yaml
+      sekkei judge run a.jsonl b.jsonl --judge runs/laptop#reward --out judged --rubric mine.yaml
     """
     from sekkei.judge.command import Costs, Order, score
 
     costs = Costs(prompt=price_prompt, completion=price_completion)
-    order = Order(answers, judge, _families(family), own_family, concurrency, costs, dry_run)
+    order = Order(answers, judge or (), _families(family), own_family, concurrency, costs, dry_run)
     return score(order, rubric, out)
 
 
 def compare(
     answers: Answers,
-    judge: Judges,
     out: Annotated[Path, typer.Option(help="the report; judgements are kept beside it in NAME.judging/")],
+    judge: Judges = None,
     rubric: RubricFile = None,
     scorecards: Annotated[bool, typer.Option(help="also score by the rubric, not only pair by pair")] = True,
     concurrency: Concurrency = 16,
@@ -219,7 +223,7 @@ def compare(
     from sekkei.judge.command import Costs, Order, contrast
 
     costs = Costs(prompt=price_prompt, completion=price_completion)
-    order = Order(answers, judge, _families(family), own_family, concurrency, costs, dry_run)
+    order = Order(answers, judge or (), _families(family), own_family, concurrency, costs, dry_run)
     return contrast(order, rubric, out, scorecards)
 
 

@@ -6,7 +6,8 @@ q is the quality of candidates a (first) and b (second), shared by all judges; p
 lambda_j its length slope (lean = tanh of the scaled length difference, as in Dubois et al. 2024), beta_j what it adds
 for candidates of its own family, and s_j > 0 how sharply it judges (geometric mean 1: noisy judges have small s, and
 noise must not pass for agreement). All at once by maximum likelihood, because each alone is confounded with the
-others: own models may be better, better answers longer. q is then the corrected score.
+others: own models may be better, better answers longer. q is then the corrected score. The beta and the log s of all
+judges are then partially pooled (pooling.py), as they are the terms that a single judge's figures leave most in doubt.
 
 beta_j is what j gives its own beyond what judges of other families give them; without such judges it cannot be told
 from quality, and the fit is refused. Intervals are of the sandwich kind, clustered by question (Liang & Zeger 1986),
@@ -27,6 +28,7 @@ from sekkei.core.errors import UserError
 from sekkei.judge.difficulty import sigmoid
 from sekkei.judge.intervals import Estimate
 from sekkei.judge.pairs import Pairs
+from sekkei.judge.pooling import pooled
 
 RIDGE = 1e-3  # on every coefficient, so that a judge who always prefers the first place has a finite pull
 MAX_STEPS = 100
@@ -35,13 +37,17 @@ FEW_QUESTIONS = 30
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeBias:
-    """One judge's terms in logits, and raw shares beside them. own_bonus is None for a judge without own candidates."""
+    """One judge's terms in logits, and raw shares beside them. own_bonus is None for a judge without own candidates.
+
+    own_bonus_alone: before pooling, from what this judge's own figures say against everybody's.
+    """
 
     name: str
     family: str
     position: Estimate
     length_slope: Estimate
     own_bonus: Estimate | None
+    own_bonus_alone: Estimate | None
     scale: Estimate
     first_share: float  # of all judgements, preference for the first answer
     flip_rate: float  # of pairs judged in both orders, the share whose winner changed with the order; NaN if none
@@ -73,6 +79,7 @@ class BiasFit:
                     "position": judge.position.as_json(),
                     "length_slope": judge.length_slope.as_json(),
                     "own_bonus": judge.own_bonus.as_json() if judge.own_bonus else None,
+                    "own_bonus_alone": judge.own_bonus_alone.as_json() if judge.own_bonus_alone else None,
                     "scale": judge.scale.as_json(),
                     "first_share": round(judge.first_share, 6),
                     "flip_rate": round(judge.flip_rate, 6) if judge.both_orders else None,
@@ -117,29 +124,36 @@ def fit_biases(
     own = np.array([[float(f == g) for g in candidate_family] for f in judge_family])
     _check(pairs, own, judge_family)
     model = Likelihood(pairs, own)
-    values, covariance, degrees = model.fit()
+    alone, covariance_alone, degrees = model.fit()
+    unit = np.eye(len(alone))
+    bonuses = unit[[model.places(j)["own"] for j in model.with_own]]
+    values, covariance, _ = pooled(alone, covariance_alone, [model.log_scale_rows, bonuses])
     t = student_quantile(degrees)
 
-    def estimate(value: float, gradient: np.ndarray, exponent: bool = False) -> Estimate:
-        se = float(np.sqrt(gradient @ covariance @ gradient))
+    def estimate(
+        value: float, gradient: np.ndarray, exponent: bool = False, spread: np.ndarray = covariance
+    ) -> Estimate:
+        se = float(np.sqrt(gradient @ spread @ gradient))
         low, high = value - t * se, value + t * se
         if exponent:
             return Estimate(value=np.exp(value), se=np.exp(value) * se, low=np.exp(low), high=np.exp(high))
         return Estimate(value=value, se=se, low=low, high=high)
 
-    unit = np.eye(len(values))
     flips, both = flip_rates(pairs)
     judges = []
     for j, name in enumerate(pairs.judges):
-        at = model.places(j)
-        chosen = pairs.judge == j
+        at, chosen = model.places(j), pairs.judge == j
+        own_at = at.get("own")
         judges.append(
             JudgeBias(
                 name=name,
                 family=judge_family[j],
                 position=estimate(values[at["position"]], unit[at["position"]]),
                 length_slope=estimate(values[at["length"]], unit[at["length"]]),
-                own_bonus=estimate(values[at["own"]], unit[at["own"]]) if "own" in at else None,
+                own_bonus=None if own_at is None else estimate(values[own_at], unit[own_at]),
+                own_bonus_alone=(
+                    None if own_at is None else estimate(alone[own_at], unit[own_at], spread=covariance_alone)
+                ),
                 scale=estimate(float(model.log_scale_rows[j] @ values), model.log_scale_rows[j], exponent=True),
                 first_share=float(pairs.outcome[chosen].mean()),
                 flip_rate=float(flips[j]),

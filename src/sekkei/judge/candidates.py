@@ -1,9 +1,11 @@
 """The answers that are to be judged: one JSON-lines (or JSON list) file per model.
 
-    {"instruction": "…", "output": "…", "generator": "my-model", "finish_reason": "stop"}
+    {"instruction": "…", "output": "…", "generator": "mine", "finish_reason": "stop", "verified": {"accuracy": true}}
 
 `generator` names the model (the file's stem where it is missing), `finish_reason` "length" marks a reply cut off at its
-limit. Models are matched by instruction; each instruction stands once per model.
+limit. `verified` holds what a program has found out about the answer: by criterion of the rubric a share from 0 to 1,
+or true or false; there it stands in place of any judge's opinion. Models are matched by instruction; each instruction
+stands once per model.
 
 What it does not handle: several samples per instruction, conversations of several turns.
 """
@@ -11,7 +13,7 @@ What it does not handle: several samples per instruction, conversations of sever
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,16 @@ from sekkei.judge.annotations import read_json_rows
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One model's answers by instruction, in the order of its file; finish reasons where they are known."""
+    """One model's answers by instruction, in the order of its file; finish reasons where they are known.
+
+    Attributes:
+        verified: by instruction, shares from 0 to 1 by criterion's key; only of what a program has looked at.
+    """
 
     name: str
     answers: dict[str, str]
     reasons: dict[str, str | None]
+    verified: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def read_candidates(paths: Sequence[Path]) -> list[Candidate]:
@@ -50,6 +57,7 @@ def shared_instructions(candidates: Sequence[Candidate]) -> list[str]:
 def _read(path: Path) -> Candidate:
     answers: dict[str, str] = {}
     reasons: dict[str, str | None] = {}
+    verified: dict[str, dict[str, float]] = {}
     names = set()
     for number, row in enumerate(read_json_rows(path), start=1):
         where = f"{path} row {number}"
@@ -61,10 +69,21 @@ def _read(path: Path) -> Candidate:
         answers[asked] = _text(row, "output", where)
         reason = row.get("finish_reason")
         reasons[asked] = reason if isinstance(reason, str) else None
+        if row.get("verified"):
+            verified[asked] = _verified(row["verified"], where)
         names.add(row.get("generator") or path.stem)
     if len(names) > 1:
         raise UserError(f"{path}: holds answers of {', '.join(sorted(map(str, names)))[:100]}; one file per model")
-    return Candidate(name=str(names.pop()), answers=answers, reasons=reasons)
+    return Candidate(name=str(names.pop()), answers=answers, reasons=reasons, verified=verified)
+
+
+def _verified(found: Any, where: str) -> dict[str, float]:
+    if not isinstance(found, dict):
+        raise UserError(f'{where}: verified must be a mapping as {{"accuracy": true}}, got {type(found).__name__}')
+    for key, value in found.items():
+        if not isinstance(value, bool | int | float) or not 0 <= value <= 1:
+            raise UserError(f"{where}: verified.{key} must be true, false or a share from 0 to 1, got {value!r}")
+    return {str(key): float(value) for key, value in found.items()}
 
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:

@@ -1,6 +1,7 @@
 """Answers that win without answering: one text for every prompt, text that talks to the judge, nothing, half a text.
 
-    constant     the same answer (case, digits and spaces aside) to a tenth or more of different instructions
+    constant     the same answer (case, digits and spaces aside) to a tenth or more of different instructions; of short
+                 texts to half of them, since many questions may have "Yes." or a refusal as their answer
     addresses    words that only a judge could heed: its output format, its instructions, chat-template tokens
     empty        no letter and no digit
     truncated    the reply ended at its token limit, or a code fence or a sentence of a long text is left open
@@ -22,6 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 CONSTANT_SHARE = 0.1  # of instructions that get one text; no honest one of 57 published models reaches it
+SHORT, SHORT_SHARE = 100, 0.5  # characters below which a text may be right for many instructions, and for how many
+FEW_LETTERS = 20  # below that many, digits are what an answer says
 ADDRESSING_SHARE = 0.01
 ENOUGH = 10  # different instructions below which a share says nothing
 LONG = 400  # characters from which an open sentence at the end looks like a cut
@@ -93,9 +96,7 @@ def find_cheats(
         instructions, answers: [N] texts. finish_reasons: [N] "length" marks a reply that hit its limit, None = unknown.
     """
     reasons = finish_reasons if finish_reasons is not None else [None] * len(answers)
-    frequent, members, different = _most_frequent(instructions, answers)
-    asked_in_all = len(set(instructions))
-    constant = members if asked_in_all >= ENOUGH and different >= max(2, CONSTANT_SHARE * asked_in_all) else []
+    constant = _constant(instructions, answers) if len(set(instructions)) >= ENOUGH else []
     addresses = [
         n for n, (asked, said) in enumerate(zip(instructions, answers, strict=True)) if addresses_judge(asked, said)
     ]
@@ -113,7 +114,7 @@ def find_cheats(
             n for n, (said, reason) in enumerate(zip(answers, reasons, strict=True)) if is_truncated(said, reason)
         ],
         suspicious=suspicious,
-        most_frequent=frequent[:200] if constant else "",
+        most_frequent=answers[constant[0]][:200] if constant else "",
     )
 
 
@@ -138,12 +139,23 @@ def is_truncated(answer: str, finish_reason: str | None = None) -> bool:
     return len(text) >= LONG and len(last) > 60 and bool(_OPEN_END.search(last)) and not _FINISHED_LINE.search(last)
 
 
-def _most_frequent(instructions: Sequence[str], answers: Sequence[str]) -> tuple[str, list[int], int]:
-    """(the answer that most different instructions got, its items, how many instructions); empty ones aside."""
-    keys = [re.sub(r"[\W\d_]+", " ", answer.casefold()).strip() for answer in answers]
+def _constant(instructions: Sequence[str], answers: Sequence[str]) -> list[int]:
+    """Items of the text that most different instructions got, if these are suspiciously many; empty ones aside."""
+    keys = [_bare(answer) for answer in answers]
     distinct = Counter(key for key, _ in {(key, asked) for key, asked in zip(keys, instructions, strict=True)} if key)
-    if not distinct:
-        return "", [], 0
-    frequent = max(sorted(distinct), key=distinct.__getitem__)
-    members = [n for n, key in enumerate(keys) if key == frequent]
-    return answers[members[0]], members, distinct[frequent]
+    asked = len(set(instructions))
+    suspects = [
+        key
+        for key, count in sorted(distinct.items())
+        if count >= max(2, (SHORT_SHARE if len(key) < SHORT else CONSTANT_SHARE) * asked)
+    ]
+    if not suspects:
+        return []
+    most = max(suspects, key=distinct.__getitem__)
+    return [n for n, key in enumerate(keys) if key == most]
+
+
+def _bare(answer: str) -> str:
+    """Letters alone; digits too where there is hardly a letter, as in "answer: 12"."""
+    text = re.sub(r"[\W\d_]+", " ", answer.casefold()).strip()
+    return text if len(text) >= FEW_LETTERS else re.sub(r"[\W_]+", " ", answer.casefold()).strip()

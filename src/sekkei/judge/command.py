@@ -2,13 +2,18 @@
 
     answers → requests → estimate of tokens and costs → ask → annotations.json, scorecards.json, report.html
 
+Without a judge nothing is asked: what programs have verified in the answers' rows, and what reward models score, is
+filled in, and the rest says that it needs an external judge. `judged` is the part that a program calls (the recipe's
+judge stage); `score` and `contrast` are the two verbs.
+
 What it does not handle: parsing options (cli/judge.py).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +25,14 @@ from sekkei.judge.bias import family_of
 from sekkei.judge.candidates import Candidate, read_candidates, shared_instructions
 from sekkei.judge.cheats import Cheats, find_cheats
 from sekkei.judge.compare import Comparison, compare
+from sekkei.judge.intervals import Estimate
 from sekkei.judge.ledger import Ledger
 from sekkei.judge.rubric import Rubric, load_rubric
 from sekkei.judge.runner import Outcome, ask, estimate
-from sekkei.judge.session import Asked, Scorecard, Session, disputed
+from sekkei.judge.scorecard import NEEDS_JUDGE, Scorecard
+from sekkei.judge.session import Asked, Scores, Session, disputed
 from sekkei.llm.open import open_llm
+from sekkei.llm.reward import open_reward
 
 OWN = ("flag", "leave-out", "refuse")
 
@@ -43,15 +51,21 @@ class Costs:
 
 @dataclass(frozen=True)
 class Order:
-    """What a judging was asked to do; see the options of `sekkei judge compare`."""
+    """What a judging was asked to do; see the options of `sekkei judge compare`.
+
+    Args:
+        judges: who judges, as `llm.open_llm` knows them, or RUN#reward, the reward model of a run. scorers: reward
+            models that are open already.
+    """
 
     answers: Sequence[Path]
-    judges: Sequence[str]
-    families: dict[str, str]
-    own_family: str
-    concurrency: int
-    costs: Costs
-    dry_run: bool
+    judges: Sequence[str] = ()
+    families: dict[str, str] = field(default_factory=dict)
+    own_family: str = "flag"
+    concurrency: int = 16
+    costs: Costs = Costs()
+    dry_run: bool = False
+    scorers: Sequence[Scores] = ()
 
     def __post_init__(self) -> None:
         if self.own_family not in OWN:
@@ -60,14 +74,34 @@ class Order:
             raise UserError(f"--concurrency {self.concurrency}: must be >= 1")
 
 
-def score(order: Order, rubric_file: Path | None, out: Path) -> int:
-    """`sekkei judge run`. Returns 1 where judgements are missing."""
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A judging by a rubric: scorecards, what looks like cheating, and how the asking went (None: nobody to ask)."""
+
+    rubric: Rubric
+    cards: list[Scorecard]
+    cheats: list[tuple[str, Cheats]]
+    outcome: Outcome | None
+
+    @property
+    def missing(self) -> list[str]:
+        """Criteria that no model has a score for."""
+        return [c.key for c in self.rubric.criteria if all(c.key in card.missing for card in self.cards)]
+
+
+def judged(order: Order, rubric_file: Path | None, out: Path) -> Judged | None:
+    """Score all answers and write scorecards.json and scorecards.html into `out`; None after a dry run.
+
+    Raises:
+        UserError: nothing could be scored; among others, nobody judges and no row holds anything verified.
+    """
     rubric, session = load_rubric(rubric_file), open_session(order)
+    _check_verified(session.candidates, rubric)
     with Ledger(out) as ledger:
         asked = session.rubric_requests(rubric)
-        outcome = _ask(session, asked, ledger, order)
-        if outcome is None:
-            return 0
+        outcome = _ask(session, asked, ledger, order) if session.judges else None
+        if order.dry_run:
+            return None
         cards = session.scorecards(asked, ledger, rubric)
         if not cards:
             raise UserError(_nothing(outcome))
@@ -76,10 +110,20 @@ def score(order: Order, rubric_file: Path | None, out: Path) -> int:
     from sekkei.judge.page import cheats_section, scorecard_section, write_page
 
     write_page(out / "scorecards.html", "Scorecards", [scorecard_section(cards, rubric), cheats_section(cheats)])
-    for line in [*scorecard_lines(cards, rubric), *_warnings(cheats)]:
+    return Judged(rubric=rubric, cards=cards, cheats=cheats, outcome=outcome)
+
+
+def score(order: Order, rubric_file: Path | None, out: Path) -> int:
+    """`sekkei judge run`. Returns 1 where judgements are missing."""
+    found = judged(order, rubric_file, out)
+    if found is None:
+        return 0
+    for line in [*scorecard_lines(found.cards, found.rubric), *_warnings(found.cheats)]:
         print(line)
+    if found.missing:
+        print(f"note: {', '.join(found.missing)}: {NEEDS_JUDGE}")
     print(f"figures: {out / 'scorecards.json'}\npage: {out / 'scorecards.html'}")
-    return _exit(outcome)
+    return _exit(found.outcome)
 
 
 def contrast(order: Order, rubric_file: Path | None, out: Path, scorecards: bool) -> int:
@@ -87,14 +131,15 @@ def contrast(order: Order, rubric_file: Path | None, out: Path, scorecards: bool
     rubric, session = load_rubric(rubric_file), open_session(order)
     if len(session.candidates) < 2:
         raise UserError("compare needs the answers of at least two models; score one with sekkei judge run")
+    _check_verified(session.candidates, rubric)
     if not shared_instructions(session.candidates):
         raise UserError("no instruction is answered by all models: their files must hold the same instructions")
     folder = out.with_name(f"{out.stem}.judging")
     with Ledger(folder) as ledger:
         pairs = session.pair_requests()
         scores = session.rubric_requests(rubric) if scorecards else []
-        outcome = _ask(session, [*pairs, *scores], ledger, order)
-        if outcome is None:
+        outcome = _ask(session, [*pairs, *scores], ledger, order) if session.judges else None
+        if order.dry_run:
             return 0
         rows = session.annotations(pairs, ledger)
         if not rows:
@@ -120,8 +165,12 @@ def open_session(order: Order) -> Session:
         UserError: among others, a judge of a candidate's own family under `--own-family refuse`.
     """
     candidates = read_candidates(order.answers)
-    judges = [open_llm({"spec": spec, "concurrency": order.concurrency}) for spec in order.judges]
-    session = Session(candidates, judges, order.families, order.own_family == "leave-out")
+    rewarding = {spec: reward_stage(spec) for spec in order.judges}
+    judges = [
+        open_llm({"spec": spec, "concurrency": order.concurrency}) for spec, found in rewarding.items() if found is None
+    ]
+    scorers = [*order.scorers, *(open_reward(*found) for found in rewarding.values() if found is not None)]
+    session = Session(candidates, judges, order.families, order.own_family == "leave-out", scorers)
     if len(set(session.names)) < len(session.names):
         raise UserError(f"--judge: two judges have one name ({', '.join(session.names)}); leave one out")
     own = session.own_pairs()
@@ -135,15 +184,30 @@ def open_session(order: Order) -> Session:
     return session
 
 
+def reward_stage(spec: str) -> tuple[Path, str] | None:
+    """(run folder, stage) of a judge that is a run's reward model, RUN#reward; None for any other judge."""
+    place, _, stage = spec.partition("#")
+    return (Path(place), stage) if stage.partition(".")[0] == "reward" and Path(place).is_dir() else None
+
+
 def scorecard_lines(cards: Sequence[Scorecard], rubric: Rubric) -> Iterator[str]:
     """The scorecards as a table of text."""
     width = max(len("model"), *(len(card.name) for card in cards))
     heads = "".join(f"{criterion.key[:12]:>13}" for criterion in rubric.criteria)
     yield f"{'model':<{width}}{heads}  {'total of ' + format(rubric.points, 'g'):>22}  grade      unparsed"
     for card in cards:
-        parts = "".join(f"{card.criteria[criterion.key].value:13.2f}" for criterion in rubric.criteria)
-        total = f"{card.total.value:.2f} [{card.total.low:.2f}, {card.total.high:.2f}]"
+        parts = "".join(_short(card.criteria[criterion.key]) for criterion in rubric.criteria)
+        total = "–"
+        if math.isfinite(card.total.value):
+            total = f"{card.total.value:.2f} [{card.total.low:.2f}, {card.total.high:.2f}]"
         yield f"{card.name:<{width}}{parts}  {total:>22}  {card.grade:<10} {card.unparsed}"
+    for card in cards:
+        for name, reward in card.rewards.items():
+            yield f"{card.name:<{width}}  mean of {name} {reward.value:.3f} [{reward.low:.3f}, {reward.high:.3f}]"
+
+
+def _short(estimate: Estimate) -> str:
+    return f"{estimate.value:13.2f}" if math.isfinite(estimate.value) else f"{'–':>13}"
 
 
 def comparison_lines(found: Comparison) -> Iterator[str]:
@@ -165,12 +229,14 @@ def comparison_lines(found: Comparison) -> Iterator[str]:
             f"{judge.length_slope.value:.2f} [{judge.length_slope.low:.2f}, {judge.length_slope.high:.2f}]"
             + (f", own family {own.value:+.2f} [{own.low:.2f}, {own.high:.2f}]" if own else "")
         )
+    for name, share in found.agreement.items():
+        yield f"agreement, {name}: {share.value:.3f} [{share.low:.3f}, {share.high:.3f}]"
     for note in [*found.ranking.notes, *found.notes, *(found.biases.notes if found.biases else [])]:
         yield f"note: {note}"
 
 
 def _ask(session: Session, asked: Sequence[Asked], ledger: Ledger, order: Order) -> Outcome | None:
-    """Say what it will cost, ask, say what it cost. None after a dry run."""
+    """Say what it will cost, ask, say what it cost. None: a dry run, which asks nothing."""
     requests = [one.request for one in asked]
     ahead = estimate(requests, ledger)
     costs = ""
@@ -211,8 +277,10 @@ def _write_report(
 ) -> None:
     from sekkei.judge import page
 
-    sections = [page.ranking_section(found.ranking), page.win_section(found.win)]
+    order = [one.name for one in found.ranking.candidates]
+    sections = [page.ranking_section(found.ranking), page.win_section(found.win, order)]
     sections += [page.scorecard_section(cards, rubric)] if cards else []
+    sections += [page.agreement_section(found.agreement, found.judges)] if found.agreement else []
     sections += [page.bias_section(found.biases)] if found.biases else [page.plain_section(found.notes)]
     sections += [page.cheats_section(cheats), page.disputed_section(disputed(rows))]
     page.write_page(out, "Models compared", sections)
@@ -237,6 +305,15 @@ def _write_scores(
     )
 
 
+def _check_verified(candidates: Sequence[Candidate], rubric: Rubric) -> None:
+    known = [criterion.key for criterion in rubric.criteria]
+    for one in candidates:
+        for key in sorted({key for found in one.verified.values() for key in found}):
+            if key not in known:
+                has = f"the rubric {rubric.name} has no such criterion; it has {', '.join(known)}"
+                raise UserError(f"{one.name}: verified.{key}: {has}")
+
+
 def _cheats(candidates: Sequence[Candidate]) -> list[tuple[str, Cheats]]:
     return [
         (one.name, find_cheats(list(one.answers), list(one.answers.values()), list(one.reasons.values())))
@@ -248,13 +325,15 @@ def _warnings(cheats: Sequence[tuple[str, Cheats]]) -> list[str]:
     return [f"warning: {name}: {what}; its scores mean nothing" for name, found in cheats for what in found.suspicious]
 
 
-def _nothing(outcome: Outcome) -> str:
+def _nothing(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return f"nobody judges, and no row holds anything that a program has verified; it {NEEDS_JUDGE}"
     why = outcome.stopped or (outcome.failures[0] if outcome.failures else "no judge replied in the form asked for")
     return f"no judgement could be read: {why}"
 
 
-def _exit(outcome: Outcome) -> int:
-    if not (outcome.failures or outcome.stopped):
+def _exit(outcome: Outcome | None) -> int:
+    if outcome is None or not (outcome.failures or outcome.stopped):
         return 0
     print(f"{len(outcome.failures)} requests failed; the same command asks them again. Last: {outcome.failures[-1:]}")
     if outcome.stopped:

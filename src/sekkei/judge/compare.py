@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from sekkei.core.errors import UserError
+from sekkei.judge.agreement import agreement_report
 from sekkei.judge.annotations import Row
 from sekkei.judge.bias import BiasFit, fit_biases
 from sekkei.judge.bradley_terry import Ranking, rank
 from sekkei.judge.intervals import DRAWS, Estimate, bootstrap
+from sekkei.judge.jury import votes_of
 from sekkei.judge.pairs import Pairs, to_pairs
 
 
@@ -25,17 +27,21 @@ class Comparison:
 
     Attributes:
         win: (model, other, win rate) of every two models that met, with intervals.
+        agreement: kappas and alpha of the judges' verdicts ("cohen A B", "fleiss", "alpha (nominal)"), empty for one.
     """
 
     ranking: Ranking
     biases: BiasFit | None
     win: list[tuple[str, str, Estimate]]
+    agreement: dict[str, Estimate]
+    judges: list[str]
     notes: list[str]
 
     def as_json(self) -> dict[str, Any]:
         return {
             **self.ranking.as_json(),
             "win_rates": [{"model": a, "against": b, **rate.scaled(100).as_json()} for a, b, rate in self.win],
+            "agreement": {name: estimate.as_json() for name, estimate in self.agreement.items()},
             "biases": self.biases.as_json() if self.biases else None,
             "notes": [*self.ranking.notes, *self.notes],
         }
@@ -64,8 +70,25 @@ def compare(
         biases = None
         notes.append(f"biases were not fitted: {error}")
     return Comparison(
-        ranking=rank(pairs, draws, seed), biases=biases, win=win_rates_by_pair(pairs, draws, seed), notes=notes
+        ranking=rank(pairs, draws, seed),
+        biases=biases,
+        win=win_rates_by_pair(pairs, draws, seed),
+        agreement=judges_agreement(pairs, draws, seed),
+        judges=pairs.judges,
+        notes=notes,
     )
+
+
+def judges_agreement(pairs: Pairs, draws: int = DRAWS, seed: int = 0) -> dict[str, Estimate]:
+    """Agreement of judges on who is better, beyond chance; {} where fewer than two judges share a pair of answers.
+
+    A verdict on a pair of answers is that of both orders together: a judge whose winner changes with the order says
+    "tie". Pairs of answers are what is resampled for the intervals.
+    """
+    _, votes = votes_of(pairs)  # [N, J]
+    labels = [[None if np.isnan(vote) else int(np.sign(round(vote - 0.5, 6))) for vote in row] for row in votes]
+    shared = [row for row in labels if sum(label is not None for label in row) > 1]
+    return agreement_report(shared, pairs.judges, draws=draws, seed=seed) if shared else {}
 
 
 def win_rates_by_pair(pairs: Pairs, draws: int = DRAWS, seed: int = 0) -> list[tuple[str, str, Estimate]]:

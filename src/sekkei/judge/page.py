@@ -9,7 +9,7 @@ What it does not handle: anything that is not already computed; it measures noth
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,20 @@ from sekkei.judge.bias import BiasFit
 from sekkei.judge.bradley_terry import Ranking
 from sekkei.judge.cheats import Cheats
 from sekkei.judge.intervals import Estimate
+from sekkei.judge.radar import radar_svg
 from sekkei.judge.rubric import Rubric
-from sekkei.judge.session import Scorecard
+from sekkei.judge.scorecard import NEEDS_JUDGE, Scorecard
 from sekkei.judge.winrate import WinRates
 
 WIDTH, LABEL, ROW = 820, 230, 26  # pixels of a chart, of its labels, of a row
 BLUE, ORANGE = "#3b82c4", "#e08a2e"
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2026;
-background:#fff}table{border-collapse:collapse;margin:.6rem 0}td,th{padding:.2rem .7rem;text-align:right;
-border-bottom:1px solid #8885}td:first-child,th:first-child{text-align:left}.note{opacity:.75}.warn{color:#b3261e}
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:#1c2026;
+background:#fff}table{border-collapse:collapse;margin:.6rem 0}td,th{padding:.2rem .7rem;text-align:left;
+vertical-align:top;border-bottom:1px solid #8885}.note{opacity:.75}.warn{color:#b3261e}
 .side{display:grid;grid-template-columns:1fr 1fr;gap:1rem}pre{white-space:pre-wrap;background:#8881;padding:.6rem;
 max-height:22rem;overflow:auto;font-size:13px}svg text{fill:currentColor;font:13px system-ui,sans-serif}
+.wide{overflow-x:auto}td{white-space:nowrap}td small{opacity:.7;font-size:12px}
+td.text{white-space:normal}h3{overflow-wrap:anywhere}
 @media(prefers-color-scheme:dark){body{background:#14171b;color:#e4e7eb}.warn{color:#ff8a80}}"""
 
 
@@ -45,7 +48,7 @@ def write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
 
 
 def scorecard_section(cards: Sequence[Scorecard], rubric: Rubric) -> str:
-    """Totals with intervals, then a table of criteria, then judges one by one."""
+    """The picture, totals with intervals, a table of criteria, reward models, and judges of the own family."""
     heads = [*(criterion.name for criterion in rubric.criteria), "total", "grade", "answers", "unparsed"]
     rows = [
         [
@@ -58,50 +61,116 @@ def scorecard_section(cards: Sequence[Scorecard], rubric: Rubric) -> str:
         ]
         for card in cards
     ]
-    charts = [_whiskers([(card.name, card.total) for card in cards], 0, rubric.points, "total, points")]
-    for criterion in rubric.criteria:
-        values = [(card.name, card.criteria[criterion.key]) for card in cards]
-        charts.append(_whiskers(values, 0, rubric.maximum, f"{criterion.name}, 0 to {rubric.maximum:g}"))
+    parts = ["<h2>Scorecards</h2>", radar_svg(cards, rubric)]
+    if any(math.isfinite(card.total.value) for card in cards):
+        parts.append(_whiskers([(card.name, card.total) for card in cards], 0, rubric.points, "total, points"))
+    parts.append(_table(["model", *heads], rows))
+    missing = [c.name for c in rubric.criteria if all(c.key in card.missing for card in cards)]
+    if missing:
+        parts.append(f'<p class="note">{escape(", ".join(missing))}: {escape(NEEDS_JUDGE)}.</p>')
+    parts.append(_sources(cards, rubric))
+    for scorer in sorted({name for card in cards for name in card.rewards}):
+        values = [(card.name, card.rewards[scorer]) for card in cards if scorer in card.rewards]
+        low, high = _reach([estimate for _, estimate in values])
+        parts += [f"<h3>{escape(scorer)}</h3>", _whiskers(values, low, high, "mean reward; only differences count")]
     own = [
         [card.name, ", ".join(card.own), _interval(card.total, 2), _interval(card.without_own, 2)]
         for card in cards
         if card.own and card.without_own
     ]
-    parts = ["<h2>Scorecards</h2>", *charts, _table(["model", *heads], rows)]
     if own:
         heading = ["model", "judges of its own family", "total with them", "total without them"]
         parts += ["<h3>With and without judges of the own family</h3>", _table(heading, own)]
     return "\n".join(parts)
 
 
+def _sources(cards: Sequence[Scorecard], rubric: Rubric) -> str:
+    """Who scored what, where it was not judges alone."""
+    if not any(card.sources[c.key]["programs"] for card in cards for c in rubric.criteria):
+        return ""
+    rows = []
+    for criterion in rubric.criteria:
+        by = {who: sum(card.sources[criterion.key][who] for card in cards) for who in ("programs", "judges")}
+        rows.append([criterion.name, by["programs"] or "–", by["judges"] or "–"])
+    return "<h3>Answers scored by</h3>\n" + _table(["criterion", "programs", "judges"], rows)
+
+
+def _reach(estimates: Sequence[Estimate]) -> tuple[float, float]:
+    """An axis that all intervals fit on."""
+    bounds = [v for one in estimates for v in (one.value, one.low, one.high) if math.isfinite(v)] or [0.0]
+    low, high = min(bounds), max(bounds)
+    margin = 0.1 * (high - low) or 1.0
+    return low - margin, high + margin
+
+
 def ranking_section(ranking: Ranking) -> str:
-    """Strengths with intervals, ranks, and the matrix of fitted win rates."""
+    """Strengths with intervals, and ranks."""
     found = ranking.candidates
     table = [
         [one.rank, one.name, f"{one.rank_low}–{one.rank_high}", _interval(one.elo, 0), one.judgements] for one in found
     ]
     limit = max(1e-9, *(abs(bound) for one in found for bound in (one.strength.low, one.strength.high)))
     chart = _whiskers([(one.name, one.strength) for one in found], -limit, limit, "strength, logits (mean 0)")
-    matrix = [
-        [one.name, *("–" if i == j else f"{100 * ranking.win[i, j]:.0f}%" for j in range(len(found)))]
-        for i, one in enumerate(found)
-    ]
     return "\n".join(
         [
             "<h2>Ranking</h2>",
             chart,
             _table(["rank", "model", "95% of ranks", "Elo", "judgements"], table),
-            "<h3>Chance that the row beats the column (Bradley–Terry)</h3>",
-            _table(["", *(one.name for one in found)], matrix),
             _notes(ranking.notes),
         ]
     )
 
 
-def win_section(pairs: Sequence[tuple[str, str, Estimate]]) -> str:
-    """Observed win rates of every two models with intervals."""
-    rows = [[a, b, _percent(rate)] for a, b, rate in pairs]
-    return "<h2>Win rates, pair by pair</h2>\n" + _table(["model", "against", "win rate"], rows)
+def win_section(pairs: Sequence[tuple[str, str, Estimate]], order: Sequence[str]) -> str:
+    """Observed win rates of the row against the column with intervals, best model first."""
+    rates = {(a, b): rate.scaled(100) for a, b, rate in pairs}
+    rates |= {
+        (b, a): Estimate(value=100 - r.value, se=r.se, low=100 - r.high, high=100 - r.low)
+        for (a, b), r in rates.items()
+    }
+    head = "".join(f"<th>{escape(name)}</th>" for name in order)
+    body = []
+    for row in order:
+        cells = "".join(_shaded(rates.get((row, column))) for column in order)
+        body.append(f"<tr><td>{escape(row)}</td>{cells}</tr>")
+    return (
+        "<h2>Win rates</h2>\n"
+        '<p class="note">How often the row is preferred to the column, in per cent, with 95% intervals.</p>'
+        f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(body)}</table></div>'
+    )
+
+
+def _shaded(rate: Estimate | None) -> str:
+    if rate is None:
+        return "<td>–</td>"
+    colour, depth = (BLUE, rate.value - 50) if rate.value >= 50 else (ORANGE, 50 - rate.value)
+    interval = f" <small>[{rate.low:.0f}, {rate.high:.0f}]</small>" if math.isfinite(rate.low) else ""
+    return f'<td style="background:{colour}{round(2.2 * depth):02x}">{rate.value:.0f}{interval}</td>'
+
+
+def agreement_section(found: Mapping[str, Estimate], judges: Sequence[str]) -> str:
+    """How far judges agree on who is better: all together, then two by two."""
+    whole = [[name, _interval(estimate, 2)] for name, estimate in found.items() if not name.startswith("cohen ")]
+    pairs = [
+        [
+            a,
+            *(
+                "–" if a == b else _interval(found.get(f"cohen {a} {b}", found.get(f"cohen {b} {a}")), 2)
+                for b in judges
+            ),
+        ]
+        for a in judges
+    ]
+    return "\n".join(
+        [
+            "<h2>Do the judges agree?</h2>",
+            '<p class="note">On who is better, beyond chance: 1 = always, 0 = as chance would have it. '
+            "A judge whose winner changes with the order counts as a tie.</p>",
+            _table(["all judges", "with 95% interval"], whole),
+            "<h3>Cohen's kappa, two by two</h3>",
+            _table(["", *judges], pairs),
+        ]
+    )
 
 
 def bias_section(fit: BiasFit) -> str:
@@ -114,11 +183,13 @@ def bias_section(fit: BiasFit) -> str:
             f"{100 * judge.first_share:.1f}%",
             "–" if math.isnan(judge.flip_rate) else f"{100 * judge.flip_rate:.1f}%",
             _interval(judge.length_slope, 2),
-            _interval(judge.own_bonus, 2) if judge.own_bonus else "–",
+            _interval(judge.own_bonus, 2),
+            _interval(judge.own_bonus_alone, 2),
         ]
         for judge in fit.judges
     ]
     heads = ["judge", "family", "position", "prefers first", "flips", "length slope", "own-family bonus"]
+    heads.append("the same, judge alone")
     order = sorted(range(len(fit.candidates)), key=lambda c: -fit.quality[c].value)
     quality = [
         [fit.candidates[c], fit.candidate_family[c], _interval(fit.quality[c], 2), f"{100 * fit.raw[c]:.1f}%"]
@@ -225,23 +296,38 @@ def _whiskers(values: Sequence[tuple[str, Estimate]], low: float, high: float, a
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     head = "".join(f"<th>{escape(str(cell))}</th>" for cell in heads)
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _cell(value: Any) -> str:
+    """A value, or one with its interval below it; long texts may wrap."""
+    text = str(value)
+    head, opened, rest = text.partition(" [")
+    if isinstance(value, Interval) and opened:
+        return f"<td>{escape(head)}<br><small>[{escape(rest)}</small></td>"
+    return f"<td{' class=text' if ' ' in text else ''}>{escape(text)}</td>"
+
+
+class Interval(str):
+    """A figure written "value [low, high]"."""
 
 
 def _notes(notes: Sequence[str]) -> str:
     return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
 
 
-def _interval(estimate: Estimate | None, digits: int) -> str:
+def _interval(estimate: Estimate | None, digits: int) -> Interval:
     if estimate is None or not math.isfinite(estimate.value):
-        return "–"
-    if not math.isfinite(estimate.low):
-        return f"{estimate.value:.{digits}f}"
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+        return Interval("–")
+    # adding 0.0 turns a rounded -0.0 into 0.0
+    value, low, high = (
+        f"{round(part, digits) + 0.0:.{digits}f}" for part in (estimate.value, estimate.low, estimate.high)
+    )
+    return Interval(value if not math.isfinite(estimate.low) else f"{value} [{low}, {high}]")
 
 
-def _percent(estimate: Estimate) -> str:
+def _percent(estimate: Estimate) -> Interval:
     return _interval(estimate.scaled(100), 1)
 
 

@@ -1,10 +1,15 @@
 """One judging of several models' answers by several judges: what is asked, and what the replies add up to.
 
     candidates × judges ──plan──> requests ──runner.ask──> ledger ──> scorecards, annotations
+    candidates × reward models ─────────────score─────────────────────────^
 
 Rubric: every answer to every judge. Pairs: every two answers to one instruction, in both orders, to every judge. Both
 are read from the ledger again and again, so a report costs nothing once it is paid. Verdicts come out as rows of
 AlpacaEval's format (annotations.py), so every other figure of this folder works on them, and on other people's.
+
+A reward model is a judge too: it scores each answer once, and of two answers it prefers the first with the chance
+sigmoid(r_1 − r_2) (Bradley & Terry 1952, as it was trained). Its verdicts stand in both orders like everybody's, though
+it never sees an order. Its scores are computed anew each time and are not in the ledger.
 
 A judge of a candidate's own family is marked in all figures; with `leave_out_own` its judgements of that family are
 not even asked for.
@@ -18,19 +23,19 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from sekkei.judge.bias import family_of
 from sekkei.judge.candidates import Candidate, shared_instructions
-from sekkei.judge.intervals import Estimate, bootstrap
 from sekkei.judge.ledger import Ledger
 from sekkei.judge.pairwise import SCHEMA, pair_messages, read_preference
 from sekkei.judge.rubric import Rubric, Scored, read_scores
 from sekkei.judge.runner import Request, request
+from sekkei.judge.scorecard import Scorecard, scorecard
 from sekkei.llm.face import LLM
-from sekkei.llm.protocol import Settings
+from sekkei.llm.protocol import Message, Reply, Settings, user
 
 JUDGING = Settings(temperature=0.0, max_tokens=800)
 
@@ -45,37 +50,15 @@ class Asked:
     second: int | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scorecard:
-    """One model's scores. A criterion's mean is over its answers, each the mean of its judges.
+class Scores(Protocol):
+    """A judge that gives an answer a number, as `llm.reward.RewardModel` does; only differences mean something."""
 
-    Attributes:
-        criteria: by key. total: weighted sum. grade: of the mean total. answers: how many have a score.
-        unparsed: replies that could not be read. by_judge: mean total by judge. own: judges of the model's family.
-        without_own: total without those judges, None where there are none or no others.
-    """
+    @property
+    def name(self) -> str: ...
 
-    name: str
-    criteria: dict[str, Estimate]
-    total: Estimate
-    grade: str
-    answers: int
-    unparsed: int
-    by_judge: dict[str, float]
-    own: list[str]
-    without_own: Estimate | None
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "criteria": {key: estimate.as_json() for key, estimate in self.criteria.items()},
-            "total": self.total.as_json(),
-            "grade": self.grade,
-            "answers": self.answers,
-            "unparsed": self.unparsed,
-            "by_judge": {name: round(total, 6) for name, total in self.by_judge.items()},
-            "judges_of_own_family": self.own,
-            "total_without_own_family": self.without_own.as_json() if self.without_own else None,
-        }
+    def score(self, answers: Sequence[tuple[Sequence[Message], Reply]]) -> list[float]:
+        """One number per (messages up to the answer, answer), in order."""
+        ...
 
 
 class Session:
@@ -83,6 +66,7 @@ class Session:
 
     Args:
         families: prefix of a name -> family, see `bias.family_of`. leave_out_own: see the header.
+        scorers: reward models; `names` and `judge_family` hold them behind the judges.
     """
 
     def __init__(
@@ -91,9 +75,13 @@ class Session:
         judges: Sequence[LLM],
         families: Mapping[str, str] | None = None,
         leave_out_own: bool = False,
+        scorers: Sequence[Scores] = (),
     ) -> None:
         self.candidates, self.judges, self.leave_out_own = list(candidates), list(judges), leave_out_own
+        self.scorers = list(scorers)
         self.names = [judge.name.rpartition("#")[2] or judge.name for judge in judges]
+        self.names += [scorer.name for scorer in scorers]
+        self._rewards: list[dict[str, dict[str, float]]] | None = None
         self.judge_family = [family_of(name, families) for name in self.names]
         self.candidate_family = [family_of(candidate.name, families) for candidate in candidates]
 
@@ -105,10 +93,33 @@ class Session:
         """(judge, candidate) of one family, by name."""
         return [
             (self.names[j], self.candidates[c].name)
-            for j in range(len(self.judges))
+            for j in range(len(self.names))
             for c in range(len(self.candidates))
             if self.own(j, c)
         ]
+
+    def rewards(self) -> list[dict[str, dict[str, float]]]:
+        """Per candidate: by reward model's name, the score of its answer to each instruction.
+
+        Raises:
+            UserError: an answer is longer than a reward model's context.
+        """
+        if self._rewards is None:
+            self._rewards = [{} for _ in self.candidates]
+            for (j, scorer), (c, one) in itertools.product(
+                enumerate(self.scorers, start=len(self.judges)), enumerate(self.candidates)
+            ):
+                if self.leave_out_own and self.own(j, c):
+                    continue
+                said = [
+                    (
+                        [user(asked)],
+                        Reply(text=text, finish_reason="length" if one.reasons[asked] == "length" else "stop"),
+                    )
+                    for asked, text in one.answers.items()
+                ]
+                self._rewards[c][scorer.name] = dict(zip(one.answers, scorer.score(said), strict=True))
+        return self._rewards
 
     def rubric_requests(self, rubric: Rubric, settings: Settings = JUDGING) -> list[Asked]:
         """Every answer to every judge."""
@@ -147,60 +158,61 @@ class Session:
         """Verdicts as rows of AlpacaEval's format; an unparsable reply has the preference null."""
         rows = []
         for one in asked:
-            if one.second is None or one.request.key not in ledger.replies:
-                continue
-            preference, note = read_preference(ledger.replies[one.request.key][0])
-            first, second = self.candidates[one.first], self.candidates[one.second]
-            rows.append(
-                {
-                    "instruction": one.instruction,
-                    "output_1": first.answers[one.instruction],
-                    "output_2": second.answers[one.instruction],
-                    "generator_1": first.name,
-                    "generator_2": second.name,
-                    "annotator": self.names[one.request.judge],
-                    "preference": preference,
-                    "note": note,
-                }
-            )
+            if one.second is not None and one.request.key in ledger.replies:
+                verdict = read_preference(ledger.replies[one.request.key][0])
+                rows.append(self._row(one.instruction, one.first, one.second, one.request.judge, *verdict))
+        rewards, instructions = self.rewards(), shared_instructions(self.candidates)
+        for (j, scorer), (a, b) in itertools.product(
+            enumerate(self.scorers, start=len(self.judges)), itertools.permutations(range(len(self.candidates)), 2)
+        ):
+            if scorer.name in rewards[a] and scorer.name in rewards[b]:
+                for instruction in instructions:
+                    first, second = (rewards[c][scorer.name][instruction] for c in (a, b))
+                    preference = round(2 - 0.5 * (1 + math.tanh((first - second) / 2)), 6)
+                    rows.append(self._row(instruction, a, b, j, preference, f"rewards {first:.3f} and {second:.3f}"))
         return rows
 
+    def _row(
+        self, instruction: str, first: int, second: int, judge: int, preference: float | None, note: str
+    ) -> dict[str, Any]:
+        a, b = self.candidates[first], self.candidates[second]
+        return {
+            "instruction": instruction,
+            "output_1": a.answers[instruction],
+            "output_2": b.answers[instruction],
+            "generator_1": a.name,
+            "generator_2": b.name,
+            "annotator": self.names[judge],
+            "preference": preference,
+            "note": note,
+        }
+
     def scorecards(self, asked: Sequence[Asked], ledger: Ledger, rubric: Rubric, draws: int = 1000) -> list[Scorecard]:
-        """One card per candidate that has a score, best total first."""
+        """One card per candidate that has any score, best total first (best reward where there are no totals)."""
         read: list[list[tuple[int, str, Scored | None]]] = [[] for _ in self.candidates]
         for one in asked:
             if one.second is None and one.request.key in ledger.replies:
                 scored = read_scores(ledger.replies[one.request.key][0], rubric)
                 read[one.first].append((one.request.judge, one.instruction, scored))
-        cards = [self._card(c, found, rubric, draws) for c, found in enumerate(read) if any(s for _, _, s in found)]
-        return sorted(cards, key=lambda card: (-card.total.value, card.name))
+        cards = [
+            scorecard(
+                candidate,
+                read[c],
+                rubric,
+                self.names,
+                [j for j in range(len(self.judges)) if self.own(j, c)],
+                rewards,
+                draws,
+            )
+            for c, (candidate, rewards) in enumerate(zip(self.candidates, self.rewards()))
+        ]
+        cards = [card for card in cards if card.answers or card.rewards]
+        return sorted(cards, key=lambda card: (-_rank(card), card.name))
 
-    def _card(
-        self, candidate: int, read: list[tuple[int, str, Scored | None]], rubric: Rubric, draws: int
-    ) -> Scorecard:
-        scored = [(j, asked, found) for j, asked, found in read if found is not None]
-        own = [j for j in range(len(self.judges)) if self.own(j, candidate) and any(j == k for k, _, _ in scored)]
-        others = [(asked, found) for j, asked, found in scored if j not in own]
-        everything = [(asked, found) for _, asked, found in scored]
-        total = _mean_by_item([(asked, found.total) for asked, found in everything], draws)
-        by_judge = {
-            self.names[j]: float(np.mean([found.total for k, _, found in scored if k == j]))
-            for j in sorted({j for j, _, _ in scored})
-        }
-        return Scorecard(
-            name=self.candidates[candidate].name,
-            criteria={
-                criterion.key: _mean_by_item([(a, found.scores[criterion.key]) for a, found in everything], draws)
-                for criterion in rubric.criteria
-            },
-            total=total,
-            grade=rubric.grade(total.value),
-            answers=len({asked for asked, _ in everything}),
-            unparsed=len(read) - len(scored),
-            by_judge=by_judge,
-            own=[self.names[j] for j in own],
-            without_own=_mean_by_item([(a, found.total) for a, found in others], draws) if own and others else None,
-        )
+
+def _rank(card: Scorecard) -> float:
+    best = [card.total.value, *(reward.value for reward in card.rewards.values())]
+    return next((value for value in best if math.isfinite(value)), -math.inf)
 
 
 def disputed(rows: Sequence[Mapping[str, Any]], count: int = 10) -> list[dict[str, Any]]:
@@ -230,14 +242,3 @@ def disputed(rows: Sequence[Mapping[str, Any]], count: int = 10) -> list[dict[st
 def _outputs(row: Mapping[str, Any], low: str) -> tuple[str, str]:
     outputs = (row["output_1"], row["output_2"])
     return outputs if row["generator_1"] == low else outputs[::-1]
-
-
-def _mean_by_item(values: Sequence[tuple[str, float]], draws: int) -> Estimate:
-    """Mean over items of the mean over judges, items resampled."""
-    by_item: dict[str, list[float]] = {}
-    for asked, value in values:
-        by_item.setdefault(asked, []).append(value)
-    means = np.array([np.mean(found) for found in by_item.values()])
-    if not len(means):
-        return Estimate(value=math.nan, se=math.nan, low=math.nan, high=math.nan)
-    return bootstrap(lambda weights: float(weights @ means / weights.sum()), len(means), draws)

@@ -103,11 +103,18 @@ class Panel:
     candidate_family: list[str]
 
 
-def panel(seed: int, questions: int = 100, candidates: int = 6, taste: float = 0.8) -> Panel:
+def panel(
+    seed: int,
+    questions: int = 100,
+    candidates: int = 6,
+    taste: float = 0.8,
+    bonuses: tuple[float, float, float] | None = None,
+) -> Panel:
     """Draw a panel of five judges: three share a family with two candidates each, two are of other families.
 
     Args:
         taste: f in (0, 1]; the smaller, the more the two orders of a pair agree beyond quality. 1 = no taste.
+        bonuses: of the three judges with own candidates, in logits; None = drawn.
     """
     rng = np.random.default_rng(seed)
     candidate_family = [f"family-{c % 3}" for c in range(candidates)]
@@ -119,6 +126,8 @@ def panel(seed: int, questions: int = 100, candidates: int = 6, taste: float = 0
     scale /= np.exp(np.log(scale).mean())
     position, slope = rng.normal(0.3, 0.3, size=judges), rng.normal(0.9, 0.3, size=judges)
     bonus = np.where(np.arange(judges) < 3, rng.normal(0.5, 0.25, size=judges), 0.0)
+    if bonuses is not None:
+        bonus = np.array([*bonuses, 0.0, 0.0])
     verbosity = rng.normal(0, 0.4, size=candidates)
     length = np.exp(6.5 + verbosity + rng.normal(0, 0.5, size=(questions, candidates)))
     a, b = np.triu_indices(candidates, 1)
