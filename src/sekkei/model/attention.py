@@ -51,6 +51,14 @@ class DenseAttend:
             return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         return scaled_dot_product_attention(q, k, v, attn_mask=self._allowed(q), enable_gqa=grouped)
 
+    def prepare(self, like: Tensor) -> None:
+        """Make the mask of queries of this shape [..., T, H], dtype and device now; else the first layer makes it."""
+        explicit = choose_path(like.device, like.dtype, like.shape[2]) == "explicit"
+        if explicit:
+            self._bias(like)
+        elif self.segments is not None:
+            self._allowed(like)
+
     def _allowed(self, q: Tensor) -> Tensor:
         if self.allowed is None:
             t = q.shape[2]

@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from sekkei.model.moe import MoE, biases
 from sekkei.model.transformer import Transformer
 from sekkei.parallel.collectives import all_gathered, all_reduced
+from sekkei.parallel.compiled import compile_blocks
 from sekkei.parallel.experts import apply_expert_parallel, is_expert
 from sekkei.parallel.layout import Layout, Mesh
 from sekkei.parallel.tensor import apply_tensor_parallel, cut_dim, whole
@@ -52,6 +53,8 @@ class Sharded:
             self.partial = apply_tensor_parallel(model, mesh.tp, layout.sequence_parallel)
         if mesh.ep is not None:
             apply_expert_parallel(model, mesh.ep)
+        if layout.compile:
+            compile_blocks(model)
         self.zeros: list[Zero] = []
         if layout.zero == 3:
             _fully_shard(model, mesh)

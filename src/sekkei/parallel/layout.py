@@ -56,7 +56,7 @@ class Layout:
         recompute: what a backward pass computes again: `selective` attention's scores (Korthikanti et al. 2022,
         section 5), `full` whole blocks. weights: of the model while it trains; `bf16` keeps float32 masters, divided as
         `zero` says, and `reduce` is the dtype in which gradients of data ranks are then summed.
-        offload: `zero=3` keeps parameters and moments in the CPU's memory.
+        offload: `zero=3` keeps parameters and moments in the CPU's memory. compile: fuse blocks by torch.compile.
     """
 
     pp: int = 1
@@ -75,6 +75,7 @@ class Layout:
     weights: Literal["fp32", "bf16"] = "fp32"
     reduce: Literal["fp32", "bf16"] = "fp32"
     offload: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for key in ("pp", "dp", "replicate", "cp", "tp", "ep"):
@@ -108,6 +109,12 @@ class Layout:
             raise ConfigError("weights", "'bf16' needs ranks that keep float32 masters; one process casts (loop.dtype)")
         if self.reduce == "bf16" and self.weights == "fp32":
             raise ConfigError("reduce", "'bf16' sums gradients in the weights' dtype: set weights=bf16 as well")
+        if self.compile and self.world == 1:
+            raise ConfigError("compile", "is for the parts of several ranks; one process runs its blocks as they are")
+        if self.compile and self.recompute == "selective":
+            raise ConfigError("compile", "fuses whole blocks, and recompute=selective reaches into them: none or full")
+        if self.compile and self.pp > 1 and self.schedule == "zero_bubble":
+            raise ConfigError("compile", "computes a block's gradients at once, and zero_bubble takes them apart")
         if self.offload and self.zero != 3:
             raise ConfigError("offload", f"is a form of zero=3, got zero={self.zero}")
 
@@ -136,6 +143,7 @@ class Layout:
         marks += [f"{self.weights} weights"] if self.weights != "fp32" else []
         marks += [f"{self.reduce} sums"] if self.reduce != "fp32" else []
         marks += ["offload"] if self.offload else []
+        marks += ["compile"] if self.compile else []
         return " ".join(["·".join(axes) or "single", *marks])
 
     def check(self, model: ModelConfig, world: int | None = None, tokens: int | None = None) -> None:

@@ -29,6 +29,7 @@ RECOMPUTES: tuple[Recompute, ...] = ("none", "full")
 UNPRICED = {
     "microbatches": "a plan's micro-batches follow from --rows and --micro-rows",
     "offload": "memory of the CPU is not planned",
+    "compile": "what fused kernels save and recompute is torch's choice",
 }
 RESERVE = 2 * GIB  # driver's context and the communication library's own buffers; an assumption
 
