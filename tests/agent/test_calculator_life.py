@@ -108,7 +108,7 @@ def learned(tasks: Sequence[CalculatorTask], steps: int, hidden: int, folder: Pa
     texts = [message["content"] for talk in talks for message in talk]
     tokenizer = train_tokenizer(texts * 20, TokenizerConfig(vocab_size=320))
     tokenizer.save(folder / "tokenizer")
-    (folder / "recipe.yaml").write_text("name: tiny\npretrain: {general: {}}\n")
+    (folder / "recipe.yaml").write_text("name: tiny\npretrain: {general: {}}\nsft: {}\n")
     rendered = [encode_chat(tokenizer, talk) for talk in talks]
     width = max(len(one.ids) for one in rendered) - 1
     ids, labels = torch.zeros(len(talks), width, dtype=torch.int64), torch.full((len(talks), width), -100)

@@ -33,7 +33,7 @@ def write_run(folder: Path) -> Path:
     """A run with a finished SFT model: after the assistant's mark it thinks " well" and says " hello"."""
     tokenizer = train_tokenizer(TEXT, TokenizerConfig(vocab_size=VOCABULARY), [" well", " hello", " you"])
     tokenizer.save(folder / "tokenizer")
-    (folder / "recipe.yaml").write_text("name: tiny\npretrain: {general: {}, long: {}}\n")
+    (folder / "recipe.yaml").write_text("name: tiny\npretrain: {general: {}, long: {}}\nsft: {}\ndpo: {}\ngrpo: {}\n")
     config = ModelConfig(
         hidden_size=64, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_size=32, vocab_size=VOCABULARY,
         max_context=CONTEXT,
@@ -163,7 +163,7 @@ def test_a_cut_reply_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_the_newest_finished_stage_is_chosen(run: Path, tmp_path: Path) -> None:
     assert choose_stage(run) == "sft"
     model = load_model(run / "sft" / "model")
-    (tmp_path / "recipe.yaml").write_text("name: tiny\npretrain: {general: {}, long: {}}\n")
+    (tmp_path / "recipe.yaml").write_text("name: tiny\npretrain: {general: {}, long: {}}\nsft: {}\ndpo: {}\ngrpo: {}\n")
     with pytest.raises(UserError, match="no stage has finished a model yet"):
         choose_stage(tmp_path)
     for stage in ("pretrain.general", "pretrain.long", "dpo", "grpo"):

@@ -16,6 +16,8 @@ import yaml
 
 from sekkei.core import config
 from sekkei.core.runlog import RunLog
+from sekkei.prompting.picture import study_svg
+from sekkei.prompting.study import Row, rows_as_data
 from sekkei.recipes.recipe import load
 
 STAGES = {"general": (500, 4096), "reasoning": (500, 4096), "long": (50, 8192)}
@@ -57,12 +59,29 @@ def _write_life(folder: Path) -> Path:
     results: dict[str, Any] = {"recipe": "laptop", "seed": 0, "digests": {}, "figures": everything}
     results["versions"] = {"python": "3.11.2", "sekkei": "0.1.0", "torch": "2.13.0"}
     (folder / "results.json").write_text(json.dumps(results))
+    _write_study(folder / "inference.grpo")
     (folder / "grpo" / "model").mkdir()
     safetensors.numpy.save_file(
         {"embed.weight": np.zeros((3072, 128), np.float32), "head.weight": np.zeros((3072, 128), np.float32)},
         folder / "grpo" / "model" / "tensors.safetensors",
     )
     return folder
+
+
+def _write_study(folder: Path) -> None:
+    rows = [
+        Row(
+            key=key, name=name, family=family, problems=32, accuracy=accuracy, low=accuracy, high=accuracy + 0.04,
+            answered=1.0, calls=1.0, prompt_tokens=20.0, completion_tokens=tokens, any_of=accuracy, top1=accuracy,
+            majority=accuracy, mean=accuracy,
+        )
+        for key, name, family, accuracy, tokens in (
+            ("direct.shots0", "direct, 0 examples", "direct", 0.05, 4.0),
+            ("cot.shots0", "CoT, 0 examples", "cot", 0.94, 40.0),
+        )
+    ]  # fmt: skip
+    (folder / "study.svg").write_text(study_svg(rows))
+    (folder / "rows.json").write_text(json.dumps(rows_as_data(rows)))
 
 
 def _write_training(log: RunLog, rng: random.Random) -> None:
@@ -102,6 +121,8 @@ def _write_alignment(log: RunLog, rng: random.Random) -> None:
         record |= {"entropy": 0.4 * math.exp(-step / 40), "reward_std": 0.3, "ended": 1.0}
         log.write({"stage": "grpo", "step": step, "tokens": step * 9000, "loss": 0.0, **record})
         if step in (25, 50, 75, 100):
+            rolled = [{"prompt": CHAIN_PROMPT, "text": "<think> 7 add 3 = 9</think> answer: 3<|end|>", "reward": 0.25}]
+            log.write({"stage": "grpo", "step": step, "rollout": rolled})
             text = f"<think> 7 add 3 = 10; 10 times 4 = {step}</think> answer: 17<|end|>"
             log.write({"stage": "grpo", "step": step, "samples": [{"prompt": CHAIN_PROMPT, "text": text}]})
 
@@ -145,4 +166,6 @@ def figures_by_stage() -> dict[str, dict[str, float]]:
     found["dpo"] = {"dpo.preference_accuracy.start": 0.5, "dpo.preference_accuracy.end": 0.88}
     found["dpo"] |= {"dpo.ranking_accuracy.start": 0.61, "dpo.ranking_accuracy.end": 0.79}
     found["grpo"] = {"grpo.rollouts": 25_600}
+    found["agent"] = {"agent.calculator.success": 0.87, "agent.calculator.without": 0.02, "agent.calculator.called": 1}
+    found["inference.grpo"] = {"inference.grpo.direct.shots0.accuracy": 0.05}
     return found

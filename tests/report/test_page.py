@@ -78,7 +78,7 @@ def test_the_page_is_whole_and_stands_alone(drawn: Path) -> None:
     assert "script" not in reader.tags
     assert "@import" not in text
     assert "url(http" not in text
-    assert reader.tags.count("svg") == 8
+    assert reader.tags.count("svg") == 9
     assert len(reader.ids) == len(set(reader.ids)), "two charts share an id"
     assert "absent" not in re.findall(r'class="([a-z]+)"', text)
     assert drawn.stat().st_size < 1_000_000
@@ -126,7 +126,7 @@ def test_what_is_missing_is_said(life: Path) -> None:
         done.unlink()
     reader, text = read(render(life))
     assert reader.tags.count("svg") == 0
-    assert text.count('class="absent"') == reader.tags.count("h2") == 13
+    assert text.count('class="absent"') == reader.tags.count("h2") == 15
     assert "0 of 6" in text
 
 
@@ -135,7 +135,8 @@ def test_a_run_without_alignment(life: Path) -> None:
     cut = re.sub(r"^(sft|dpo|grpo):\n(?: .*\n)+", r"\1: null\n", recipe, flags=re.MULTILINE)
     assert cut.count(": null") >= 3
     (life / "recipe.yaml").write_text(cut)
-    for stage in ("sft", "dpo", "grpo", "preferences", "eval.sft", "eval.dpo", "eval.grpo"):
+    later = ("agent", "inference.grpo")
+    for stage in ("sft", "dpo", "grpo", "preferences", "eval.sft", "eval.dpo", "eval.grpo", *later):
         shutil.rmtree(life / stage)
     lines = (life / "metrics.jsonl").read_text().splitlines(keepends=True)
     (life / "metrics.jsonl").write_text("".join(line for line in lines if '"stage": "pretrain' in line))
@@ -151,6 +152,7 @@ def test_figures_that_are_no_numbers_are_left_out(life: Path) -> None:
     results["figures"] = {name: next(odd) for name in results["figures"]} | {"run.seconds": 61.0}
     (life / "results.json").write_text(json.dumps(results))
     (life / "metrics.jsonl").write_text('{"stage": "sft", "step": 1, "loss": null}\n{"stage": "sft", "st')
+    (life / "inference.grpo" / "done.json").unlink()
     reader, text = read(render(life))
     assert reader.tags.count("svg") == 0
     assert text.count("<tr><td>run.seconds</td>") == 1
@@ -188,7 +190,7 @@ def test_the_closing_screen_says_what_was_measured(drawn: Path) -> None:
 
 
 def test_the_closing_screen_of_an_unfinished_run_says_how_to_go_on(life: Path) -> None:
-    for stage in ("grpo", "eval.grpo"):
+    for stage in ("grpo", "eval.grpo", "agent", "inference.grpo"):
         (life / stage / "done.json").unlink()
     screen = closing_screen(life)
     assert screen.startswith("laptop stands at eval.dpo")

@@ -55,7 +55,7 @@ def write_run(folder: Path) -> Path:
     """A run with a chat model and a pretrained one, of random weights."""
     tokenizer = train_tokenizer(TEXT, TokenizerConfig(vocab_size=310))
     tokenizer.save(folder / "tokenizer")
-    (folder / "recipe.yaml").write_text("name: tiny\npretrain: {general: {}}\n")
+    (folder / "recipe.yaml").write_text("name: tiny\npretrain: {general: {}}\nsft: {}\n")
     config = ModelConfig(
         hidden_size=48, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=64, vocab_size=VOCABULARY,
         max_context=CONTEXT, qk_norm=True,

@@ -16,7 +16,8 @@ class EvalConfig:
         long_windows: of the longest context, of each domain, for bits per byte by position.
         problems: of the reasoning task. max_tokens: of an answer. conversations: everyday turns.
         requests: harmful and harmless requests. probes: in-context patterns per number of examples.
-        shots: numbers of examples. samples_every: text samples while training, in steps (0 = never).
+        shots: numbers of examples. tools: sums to be worked out with the calculator.
+        samples_every: text samples while training, in steps (0 = never).
     """
 
     tokens: int = 60_000
@@ -28,11 +29,12 @@ class EvalConfig:
     requests: int = 40
     probes: int = 100
     shots: tuple[int, ...] = (0, 1, 2, 4, 8)
+    tools: int = 100
     samples_every: int = 200
 
     def __post_init__(self) -> None:
         keys = ("tokens", "quick_tokens", "long_windows", "problems", "max_tokens", "conversations", "requests")
-        for key in (*keys, "probes"):
+        for key in (*keys, "probes", "tools"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
         if not self.shots or min(self.shots) < 0:

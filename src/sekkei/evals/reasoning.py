@@ -18,11 +18,11 @@ from collections.abc import Sequence
 
 from sekkei.core.seed import derive_seed
 from sekkei.data.tasks import chain
-from sekkei.data.tasks.chain import ChainConfig, ChainProblem
+from sekkei.data.tasks.chain import ChainConfig, ChainProblem, Form
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Completion, Request, Sampling
-from sekkei.text.chat import encode_prompt, parse_reply
-from sekkei.text.tokenizer import Tokenizer
+from sekkei.text.chat import Reply, encode_prompt, parse_reply
+from sekkei.text.tokenizer import THINK, Tokenizer
 from sekkei.tools.statistics import majority, pass_at_k, wilson
 
 VOTES = 8
@@ -34,22 +34,43 @@ def held_out_problems(config: ChainConfig, operations: int, count: int, seed: in
     return [chain.sample_problem(rng, operations, "test", config) for _ in range(count)]
 
 
+def question_ids(tokenizer: Tokenizer, problem: ChainProblem, form: Form, thinking: bool = True) -> tuple[int, ...]:
+    """The tokens that put a problem to a model; in a document the think block is already open."""
+    if form == "document":
+        return (tokenizer.bos_id, *tokenizer.encode_trusted(chain.opening(problem, thinking)))
+    return tuple(encode_prompt(tokenizer, chain.prompt(problem), thinking))
+
+
+def answer_text(tokenizer: Tokenizer, completion: Completion, form: Form) -> str:
+    """What was written, without the stop token, from the think block on."""
+    ids = completion.token_ids[:-1] if completion.finish_reason == "stop" else completion.token_ids
+    return (THINK if form == "document" else "") + tokenizer.decode(ids)
+
+
 class ChainExam:
     """Asks one model a fixed set of problems.
 
     Args:
-        max_tokens: of an answer, think block included.
+        max_tokens: of an answer, think block included. form: how problems are put.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, problems: Sequence[ChainProblem], max_tokens: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        problems: Sequence[ChainProblem],
+        max_tokens: int,
+        form: Form = "chat",
+    ) -> None:
         self.engine, self.tokenizer, self.problems, self.max_tokens = engine, tokenizer, problems, max_tokens
+        self.form: Form = form
 
     def ask(self, temperature: float, n: int, seed: int, thinking: bool = True) -> list[list[Completion]]:
         """`n` answers to every problem."""
         sampling = Sampling(temperature=temperature, max_tokens=self.max_tokens, stop_tokens=(self.tokenizer.end_id,))
         requests = [
             Request(
-                prompt_ids=tuple(encode_prompt(self.tokenizer, chain.prompt(problem), thinking)),
+                prompt_ids=question_ids(self.tokenizer, problem, self.form, thinking),
                 sampling=sampling,
                 n=n,
                 seed=derive_seed("exam", seed, i),
@@ -64,8 +85,11 @@ class ChainExam:
 
     def text(self, completion: Completion) -> str:
         """The decoded answer without its stop token."""
-        ids = completion.token_ids
-        return self.tokenizer.decode(ids[:-1] if completion.finish_reason == "stop" else ids)
+        return answer_text(self.tokenizer, completion, self.form)
+
+    def reply(self, completion: Completion) -> Reply:
+        """Think block and visible content."""
+        return parse_reply(self.text(completion))
 
     def answer(self, completion: Completion) -> str | None:
         number = chain.parse_answer(self.text(completion)) if completion.finish_reason == "stop" else None
@@ -76,7 +100,7 @@ class ChainExam:
         answers = [completions[0] for completions in self.ask(0.0, 1, 0, thinking)]
         right = sum(self.right(p, c) for p, c in zip(self.problems, answers, strict=True))
         low, high = wilson(right, len(answers))
-        thoughts = [parse_reply(self.tokenizer.decode(c.token_ids)).reasoning or "" for c in answers]
+        thoughts = [self.reply(c).reasoning or "" for c in answers]
         return {
             "pass1_greedy": right / len(answers),
             "pass1_greedy.low": low,

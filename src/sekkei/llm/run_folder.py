@@ -10,13 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sekkei.core import stage_names
+from sekkei.core.config import read_yaml
 from sekkei.core.errors import UserError
 from sekkei.llm.engine import EngineBackend
 
 if TYPE_CHECKING:
     from sekkei.model.transformer import Transformer
-
-ALIGNED = ("grpo", "dpo", "sft")  # newest first; pretraining stages come after them
 
 
 def choose_stage(run_dir: Path, wanted: str | None = None) -> str:
@@ -25,15 +25,12 @@ def choose_stage(run_dir: Path, wanted: str | None = None) -> str:
     Raises:
         UserError: no run there, no finished model, or `wanted` is not one of them.
     """
-    from sekkei.core.config import read_yaml
-
     recipe = run_dir / "recipe.yaml"
     if not recipe.is_file():
         raise UserError(f"{run_dir}: holds no run (recipe.yaml is missing); sekkei run writes one")
-    pretrained = [f"pretrain.{key}" for key in reversed(list(read_yaml(recipe).get("pretrain") or {}))]
     finished = [
         name
-        for name in (*ALIGNED, *pretrained)
+        for name in stage_names.answering_stages(read_yaml(recipe))
         if (run_dir / name / "done.json").is_file() and (run_dir / name / "model").is_dir()
     ]
     if not finished:
@@ -43,6 +40,11 @@ def choose_stage(run_dir: Path, wanted: str | None = None) -> str:
     if wanted not in finished:
         raise UserError(f"stage {wanted}: {run_dir} has no finished model of it; it has {', '.join(finished)}")
     return wanted
+
+
+def chats(run_dir: Path, stage: str) -> bool:
+    """Whether a stage's model answers in turns; others go on with a text."""
+    return stage_names.chats(read_yaml(run_dir / "recipe.yaml"), stage)
 
 
 def open_run(run_dir: Path, stage: str | None = None, max_batch: int = 64) -> EngineBackend:
@@ -57,7 +59,7 @@ def open_run(run_dir: Path, stage: str | None = None, max_batch: int = 64) -> En
 
     tokenizer = Tokenizer.load(run_dir / "tokenizer")
     engine = Engine(read_model(run_dir / chosen / "model"), max_batch=max_batch)
-    return EngineBackend(engine, tokenizer, base=chosen not in ALIGNED, name=f"{run_dir}#{chosen}")
+    return EngineBackend(engine, tokenizer, base=not chats(run_dir, chosen), name=f"{run_dir}#{chosen}")
 
 
 def read_model(folder: Path) -> Transformer:

@@ -74,7 +74,6 @@ class DPOConfig:
     """
 
     steps: int
-    pairing: PairingConfig = field(default_factory=PairingConfig)
     beta: float = 0.1
     nll: float = 0.2
     pairs: int = 32

@@ -14,6 +14,7 @@ from typing import Any
 from sekkei.core.errors import ConfigError
 from sekkei.data.batch import Batch, Sample, lay_out
 from sekkei.data.packing import pack
+from sekkei.data.tasks.chain import STYLES, Style
 from sekkei.objectives.pretrain import TokenLoss
 from sekkei.text.chat import Rendered
 from sekkei.train.loop import LoopConfig
@@ -41,12 +42,38 @@ class GateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnConfig:
+    """Rejection sampling (DeepSeek-AI 2025, "DeepSeek-R1", section 2.3.3): what a model wrote and the verifier called
+    right takes the place of demonstrations.
+
+    Args:
+        stage: whose model writes. prompts: problems asked. samples: answers to each. per_prompt: kept at most.
+    """
+
+    stage: str
+    prompts: int = 1024
+    samples: int = 2
+    per_prompt: int = 1
+    temperature: float = 1.0
+    max_tokens: int = 96
+
+    def __post_init__(self) -> None:
+        for key in ("prompts", "samples", "per_prompt", "max_tokens"):
+            if getattr(self, key) < 1:
+                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
+        if self.temperature < 0:
+            raise ConfigError("temperature", f"got {self.temperature}, must be >= 0 (0 = the likeliest answer)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SFTConfig:
     """Instruction tuning.
 
     Args:
         examples: conversations of the global batch. everyday: share of everyday turns; refusals: of harmful
-            requests refused and harmless ones answered; the rest are chains.
+            requests refused and harmless ones answered; tools: of sums worked out with the calculator; the rest are
+            chains.
+        styles: in which chains are demonstrated, equally often. own: chains written by an earlier stage instead.
         conversations: distinct everyday conversations. micro_tokens: tokens per forward pass, about.
     """
 
@@ -54,6 +81,9 @@ class SFTConfig:
     examples: int = 64
     everyday: float = 0.3
     refusals: float = 0.05
+    tools: float = 0.0
+    styles: tuple[Style, ...] = STYLES
+    own: OwnConfig | None = None
     conversations: int = 20_000
     micro_tokens: int = 8192
     gate: GateConfig = field(default_factory=GateConfig)
@@ -64,11 +94,14 @@ class SFTConfig:
         for key in ("steps", "examples", "conversations", "micro_tokens"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
-        for key in ("everyday", "refusals"):
+        for key in ("everyday", "refusals", "tools"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ConfigError(key, f"got {getattr(self, key)}, must be a share in 0 … 1")
-        if self.everyday + self.refusals > 1:
-            raise ConfigError("refusals", f"everyday={self.everyday} and refusals={self.refusals} sum to more than 1")
+        if self.everyday + self.refusals + self.tools > 1:
+            shares = f"everyday={self.everyday}, refusals={self.refusals} and tools={self.tools}"
+            raise ConfigError("refusals", f"{shares} sum to more than 1")
+        if not self.styles:
+            raise ConfigError("styles", f"names no style; there are {', '.join(STYLES)}")
 
 
 def row_length(longest: int) -> int:

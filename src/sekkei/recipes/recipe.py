@@ -16,17 +16,25 @@ from typing import Any, Literal
 
 from sekkei.core import config as loader
 from sekkei.core.errors import ConfigError, UserError
+from sekkei.core.stage_names import PAIRED
 from sekkei.data.corpus import DOMAINS, DataConfig
+from sekkei.data.tasks.chain import Form
 from sekkei.evals.config import EvalConfig
 from sekkei.model.config import ModelConfig
 from sekkei.objectives.grpo import GRPOConfig
-from sekkei.objectives.preference import DPOConfig
+from sekkei.objectives.preference import DPOConfig, PairingConfig
 from sekkei.objectives.pretrain import PretrainConfig
 from sekkei.objectives.sft import SFTConfig
 from sekkei.parallel.layout import Layout
+from sekkei.recipes.inference import InferenceConfig
+from sekkei.recipes.tune import BASE, ROLLOUTS, TuneConfig, check_line, main_line
 from sekkei.text.tokenizer import TokenizerConfig
 
 MAX_EXTENDS = 8
+RESERVED = frozenset(
+    {"base", "data", "tokenizer", "tokens", "preferences", "sft", "dpo", "grpo", "agent", "judge", "study"}
+)
+"""Names of stages and figures that `tune` may not take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +44,9 @@ class Recipe:
     Args:
         name: of the run. seed: of everything random. tracker: where metrics are mirrored.
         layout: how training is spread over processes.
-        pretrain: stages in order, by name.
+        pretrain: stages in order, by name. sft, dpo, grpo: the main line. tune: further tuning stages, in order.
+        preferences: pairs of the SFT model's own answers, made where a stage learns from them.
+        inference: strategies at inference time, by the name of the stage whose model is asked.
     """
 
     name: str
@@ -48,8 +58,11 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     sft: SFTConfig | None = None
+    preferences: PairingConfig = field(default_factory=PairingConfig)
     dpo: DPOConfig | None = None
     grpo: GRPOConfig | None = None
+    tune: dict[str, TuneConfig] = field(default_factory=dict)
+    inference: dict[str, InferenceConfig] = field(default_factory=dict)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
@@ -72,11 +85,7 @@ class Recipe:
                         raise ConfigError(
                             f"pretrain.{stage}.{key}.{domain}", f"no such domain; known: {', '.join(DOMAINS)}"
                         )
-        for key in ("dpo", "grpo"):
-            if getattr(self, key) is not None and self.sft is None:
-                raise ConfigError(key, "needs the stage sft before it: a base model does not answer in turns")
-        if self.grpo is not None and self.grpo.reward_model:
-            raise ConfigError("grpo.reward_model", "no stage of a recipe trains a reward model; set 0")
+        self._check_tuning()
         if self.model.vocab_size not in (0, self.tokenizer.vocab_size):
             raise ConfigError(
                 "model.vocab_size",
@@ -86,12 +95,58 @@ class Recipe:
         if self.layout.world > 1:
             self.layout.check(replace(self.model, vocab_size=self.tokenizer.vocab_size))
 
+    def _check_tuning(self) -> None:
+        for key in ("dpo", "grpo"):
+            if getattr(self, key) is not None and self.sft is None:
+                raise ConfigError(key, "needs the stage sft before it: a base model does not answer in turns")
+        if self.grpo is not None and self.grpo.reward_model:
+            raise ConfigError("grpo.reward_model", "the main line trains no reward model; put the stage under tune")
+        for name in self.tune:
+            if name in RESERVED or not name.replace("-", "").replace("_", "").isalnum():
+                raise ConfigError(f"tune.{name}", "is not free as a name; use letters, digits, '-' and '_'")
+        if self.makes_pairs and self.sft is None:
+            raise ConfigError("sft", "is missing: preference pairs are made of its answers")
+        check_line(self.tuning, frozenset(self.tune), list(self.pretrain))
+        rewards = [name for name, stage in self.tuning.items() if stage.kind == "reward"]
+        answering = [name for name in self.tuning if name not in rewards]
+        for name, study in self.inference.items():
+            if name not in answering:
+                raise ConfigError(f"inference.{name}", f"no such stage with a model: {', '.join(answering) or 'none'}")
+            if study.scored_by not in (None, *rewards):
+                known = ", ".join(rewards) or "none"
+                raise ConfigError(
+                    f"inference.{name}.scored_by", f"got {study.scored_by!r}; stages of kind reward: {known}"
+                )
+
+    @property
+    def tuning(self) -> dict[str, TuneConfig]:
+        """All stages after pretraining, in order: the main line, then `tune`."""
+        return main_line({"sft": self.sft, "dpo": self.dpo, "grpo": self.grpo}) | self.tune
+
+    @property
+    def makes_pairs(self) -> bool:
+        """Whether a stage learns from preference pairs."""
+        return any(stage.kind in PAIRED for stage in self.tuning.values())
+
+    def stage_of(self, start: str) -> str:
+        """The stage that `base`, or a stage's own name, means."""
+        return f"pretrain.{list(self.pretrain)[-1]}" if start == BASE else start
+
+    def key_of(self, name: str) -> str:
+        """Where a tuning stage's settings stand in the recipe."""
+        return f"tune.{name}.{self.tune[name].kind}" if name in self.tune else name
+
+    def form_of(self, name: str) -> Form:
+        """How problems are put to the model of a stage."""
+        return self.tune[name].form if name in self.tune else "chat"
+
     def _check_lengths(self) -> None:
         longest = {"eval.max_tokens": self.eval.max_tokens}
-        if self.dpo:
-            longest["dpo.pairing.max_tokens"] = self.dpo.pairing.max_tokens
-        if self.grpo:
-            longest["grpo.max_tokens"] = self.grpo.max_tokens
+        if self.makes_pairs:
+            longest["preferences.max_tokens"] = self.preferences.max_tokens
+        for name, stage in self.tuning.items():
+            if stage.kind in ROLLOUTS:
+                longest[f"{self.key_of(name)}.max_tokens"] = stage.config.max_tokens
         for key, tokens in longest.items():
             if tokens >= self.model.max_context:
                 raise ConfigError(
@@ -118,9 +173,10 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     written = resolve(name)
     data = loader.override(written, overrides)
-    stages = data.get("pretrain")
-    if isinstance(stages, dict):  # null removes a stage that the base recipe has
-        data["pretrain"] = {key: stage for key, stage in stages.items() if stage is not None}
+    for part in ("pretrain", "tune", "inference"):
+        stages = data.get(part)
+        if isinstance(stages, dict):  # null removes a stage that the base recipe has
+            data[part] = {key: stage for key, stage in stages.items() if stage is not None}
     try:
         return loader.from_mapping(Recipe, data)
     except ConfigError as error:

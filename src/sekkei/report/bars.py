@@ -6,6 +6,7 @@ Each function returns one SVG, or None where the run has no such figures.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from sekkei.report.folder import RunFolder
 from sekkei.report.style import BLUE, GREEN, GREY, INK, ORANGE, PALETTE, PURPLE, RED, Chart, percent_axis, styled
@@ -92,12 +93,12 @@ def _position_runs(run: RunFolder) -> list[tuple[str, dict[tuple[int, int], floa
 
 
 @styled
-def reasoning(run: RunFolder) -> str | None:
-    """Accuracy on held-out problems after every stage, with 95% intervals where they were measured."""
-    labels = [label for label in run.labels if run.under(f"reasoning.{label}")]
+def reasoning(run: RunFolder, labels: Sequence[str]) -> str | None:
+    """Accuracy of some checkpoints on held-out problems, with 95% intervals where they were measured."""
+    labels = [label for label in labels if run.under(f"reasoning.{label}")]
     if not labels:
         return None
-    chart = Chart("reasoning", "Reasoning accuracy from base model to reinforcement learning", height=3.1)
+    chart = Chart(f"reasoning-{labels[0]}", "Reasoning accuracy from base model to reinforcement learning", height=3.1)
     (axes,) = chart.axes
     width = 0.84 / len(REASONING_BARS)
     for number, (name, shown, color) in enumerate(REASONING_BARS):
@@ -145,7 +146,14 @@ def in_context(run: RunFolder) -> str | None:
     shots = sorted({shot for _, points in curves for shot, _ in points})
     for number, (label, points) in enumerate(curves):
         places = [shots.index(shot) for shot, _ in points]  # evenly spaced: 0, 1, 2, 4, 8 is nearly a log axis
-        axes.plot(places, [value for _, value in points], "o-", color=PALETTE[number], label=label, markersize=5)
+        axes.plot(
+            places,
+            [value for _, value in points],
+            "o-",
+            color=PALETTE[number % len(PALETTE)],
+            label=label,
+            markersize=5,
+        )
     axes.set_xticks(range(len(shots)), [str(shot) for shot in shots])
     axes.set_xlabel("examples in the prompt")
     percent_axis(axes)

@@ -44,7 +44,7 @@ def closing_screen(folder: Path) -> str:
         tried.append((f"sekkei chat {place}", "talk to it"))
         base = run.planned[len(run.pretrain_keys) - 1]
         for stage, why in (("sft", "before alignment"), (base, "the base model, which continues text")):
-            if stage in run.done and stage != _newest(run):
+            if stage in run.done and [stage] != run.line[-1:]:
                 tried.append((f"sekkei chat {place} --stage {stage}", why))
     tried.append((f"sekkei report {place}", "draw the report again"))
     width = max(len(command) for command, _ in tried)
@@ -58,10 +58,6 @@ def abilities(run: RunFolder) -> list[str]:
     return [line for line in (_reads(run), _reasons(run), _talks(run), _refuses(run), _picks_up(run)) if line]
 
 
-def _newest(run: RunFolder) -> str | None:
-    return next((stage for stage in reversed(run.planned) if stage in run.done), None)
-
-
 def _reads(run: RunFolder) -> str | None:
     measured = [key for key in run.pretrain_keys if run.under(f"pretrain.{key}.bpb")]
     if not measured:
@@ -73,7 +69,7 @@ def _reads(run: RunFolder) -> str | None:
 
 def _reasons(run: RunFolder) -> str | None:
     name = "pass1_greedy"
-    found = [(label, run.figures[key]) for label in run.labels if (key := f"reasoning.{label}.{name}") in run.figures]
+    found = [(label, run.figures[key]) for label in run.line if (key := f"reasoning.{label}.{name}") in run.figures]
     if not found:
         return None
     chain = (run.recipe.get("data") or {}).get("chain") or {}
@@ -86,7 +82,7 @@ def _reasons(run: RunFolder) -> str | None:
 
 
 def _talks(run: RunFolder) -> str | None:
-    found = [(label, run.figures[key]) for label in run.labels if (key := f"chat.{label}.answered") in run.figures]
+    found = [(label, run.figures[key]) for label in run.line if (key := f"chat.{label}.answered") in run.figures]
     if not found:
         return None
     label, value = found[-1]
@@ -94,7 +90,7 @@ def _talks(run: RunFolder) -> str | None:
 
 
 def _refuses(run: RunFolder) -> str | None:
-    for label in reversed(run.labels):
+    for label in reversed(run.line):
         figures = run.under(f"chat.{label}")
         if "refused" in figures and "refused_harmless" in figures:
             return (
@@ -105,7 +101,7 @@ def _refuses(run: RunFolder) -> str | None:
 
 
 def _picks_up(run: RunFolder) -> str | None:
-    for label in reversed(run.labels):
+    for label in reversed(run.line):
         shots = {int(k.removeprefix("shots")): v for k, v in run.under(f"icl.{label}").items() if k[5:].isdigit()}
         if len(shots) > 1:
             few, many = min(shots), max(shots)

@@ -55,12 +55,12 @@ def pretraining(run: RunFolder) -> str | None:
 
 
 @styled
-def instruction_tuning(run: RunFolder) -> str | None:
+def instruction_tuning(run: RunFolder, stage: str) -> str | None:
     """SFT's loss on the assistant's tokens."""
-    loss = run.series("sft", "loss")
+    loss = run.series(stage, "loss")
     if not loss:
         return None
-    chart = Chart("sft", "Instruction tuning: loss over steps", height=2.3)
+    chart = Chart(stage, f"{stage}: loss of instruction tuning over steps", height=2.3)
     (axes,) = chart.axes
     line(axes, loss.steps, loss.values, BLUE)
     axes.set_ylabel("loss, nats per answer token")
@@ -69,33 +69,38 @@ def instruction_tuning(run: RunFolder) -> str | None:
 
 
 @styled
-def reinforcement(run: RunFolder) -> str | None:
-    """GRPO: reward, written steps, length and entropy."""
-    panels = (
-        ("reward", "reward (share of right answers)", GREEN),
+def reinforcement(run: RunFolder, stage: str) -> str | None:
+    """GRPO and its relatives: reward, written steps, length and entropy; PPO: what its critic explains."""
+    panels: tuple[tuple[str, str, str], ...] = (
+        ("reward", "reward", GREEN),
         ("steps_written", "results written while thinking", PURPLE),
         ("completion_tokens", "tokens per answer", BLUE),
         ("entropy", "entropy, nats per token", ORANGE),
     )
-    return _panels(run, "grpo", "Reinforcement learning: reward, written steps, length, entropy", panels, rows=2)
+    if run.series(stage, "explained_variance"):
+        panels += (
+            ("explained_variance", "of the returns, explained by the critic", RED),
+            ("kl", "KL to the reference, nats per token", GREY),
+        )
+    return _panels(run, stage, f"{stage}: reward, written steps, length, entropy", panels, rows=len(panels) // 2)
 
 
 @styled
-def preferences(run: RunFolder) -> str | None:
-    """DPO: margin and rewards, log-probabilities, accuracies."""
-    if not run.series("dpo", "rewards/margins"):
+def preferences(run: RunFolder, stage: str) -> str | None:
+    """DPO and its relatives, and reward models: margin and rewards, log-probabilities, accuracies."""
+    if not run.series(stage, "rewards/chosen"):
         return None
-    chart = Chart("dpo", "Preference optimisation: margins, log-probabilities, accuracies", columns=3)
+    chart = Chart(stage, f"{stage}: margins, log-probabilities, accuracies", columns=3)
     groups = (
-        ("implicit reward β·log(π/π_ref)", (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected"),
+        ("reward; of a policy: β·log(π/π_ref)", (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected"),
                                             ("rewards/margins", "margin"))),
         ("log-probability of the answer, nats", (("logps/chosen", "chosen"), ("logps/rejected", "rejected"))),
         ("accuracy on the batch's pairs", (("rewards/accuracies", "reward is higher"),
-                                           ("logps/accuracies", "is more probable"))),
+                                           ("logps/accuracies", "is more probable"), ("accuracy", "scores higher"))),
     )  # fmt: skip
     for axes, (title, names) in zip(chart.axes, groups, strict=True):
         for (name, label), color in zip(names, (GREEN, RED, BLUE)):
-            series = run.series("dpo", name)
+            series = run.series(stage, name)
             if series:
                 line(axes, series.steps, series.values, color, label)
         axes.set_title(title, pad=20)

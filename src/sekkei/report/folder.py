@@ -17,12 +17,9 @@ from typing import Any
 
 from sekkei.core import config, runlog
 from sekkei.core.errors import UserError
-
-CHECKPOINTS = ("base", "sft", "dpo", "grpo")
-"""Labels of evaluated checkpoints, in the order of a model's life."""
+from sekkei.core.stage_names import MAIN_LINE, PAIRED, kind_of, tuning_stages
 
 _FIRST = ("data", "tokenizer", "tokens")
-_LAST = ("eval.base", "sft", "eval.sft", "preferences", "dpo", "eval.dpo", "grpo", "eval.grpo")
 
 
 @dataclass(frozen=True)
@@ -83,20 +80,37 @@ class RunFolder:
     @property
     def planned(self) -> list[str]:
         """Stages that train a model, in order, as the recipe asks for them."""
-        later = [key for key in ("sft", "dpo", "grpo") if self.recipe.get(key) is not None]
-        return [*(f"pretrain.{key}" for key in self.pretrain_keys), *later]
+        return [*(f"pretrain.{key}" for key in self.pretrain_keys), *tuning_stages(self.recipe)]
 
     @property
     def finished(self) -> list[str]:
         """Finished stages in the order of a life; stages that this file does not know come last."""
         middle = [name for key in self.pretrain_keys for name in (f"pretrain.{key}", f"eval.pretrain.{key}")]
-        known = [*_FIRST, *middle, *_LAST]
+        later, paired = ["eval.base"], False
+        for name in tuning_stages(self.recipe):
+            if kind_of(self.recipe, name) in PAIRED and not paired:
+                later.append("preferences")
+                paired = True
+            later += [name, f"eval.{name}"]
+        known = [*_FIRST, *middle, *later]
         return [*(name for name in known if name in self.done), *sorted(set(self.done) - set(known))]
 
     @property
     def labels(self) -> list[str]:
         """Evaluated checkpoints in order."""
-        return [label for label in CHECKPOINTS if any(self.under(f"{kind}.{label}") for kind in ("reasoning", "chat"))]
+        labels = ("base", *tuning_stages(self.recipe))
+        return [label for label in labels if any(self.under(f"{kind}.{label}") for kind in ("reasoning", "chat"))]
+
+    @property
+    def line(self) -> list[str]:
+        """Evaluated checkpoints of the main line, or all where there is none: what the run's own model went through."""
+        main = [label for label in self.labels if label == "base" or label in MAIN_LINE]
+        return main if len(main) > 1 else self.labels
+
+    def tuned_by(self, *kinds: str) -> list[str]:
+        """Tuning stages of these kinds that have logged a step, in order."""
+        logged = {record.get("stage") for record in self.records}
+        return [name for name in tuning_stages(self.recipe) if kind_of(self.recipe, name) in kinds and name in logged]
 
     def series(self, stage: str, name: str, machine: bool = False) -> Series:
         """A stage's logged figure, steps without a finite value left out."""
@@ -120,6 +134,30 @@ class RunFolder:
             if record.get("stage") == stage and record.get("samples")
         }
         return [found[step] for step in sorted(found)]
+
+    def rollouts(self, stage: str) -> list[SampleSet]:
+        """Answers of a stage's rollouts with their rewards, by step."""
+        found = {
+            int(record["step"]): SampleSet(stage, int(record["step"]), record["rollout"])
+            for record in self.records
+            if record.get("stage") == stage and record.get("rollout")
+        }
+        return [found[step] for step in sorted(found)]
+
+    @property
+    def studies(self) -> list[tuple[str, str]]:
+        """(stage asked, picture) of every finished study of strategies at inference time."""
+        return [(name, file.read_text(encoding="utf-8")) for name, file in self._of_studies("study.svg")]
+
+    @property
+    def study_rows(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        """(stage asked, its rows) of every finished study."""
+        return [(name, json.loads(file.read_text(encoding="utf-8"))) for name, file in self._of_studies("rows.json")]
+
+    def _of_studies(self, file: str) -> list[tuple[str, Path]]:
+        asked = [name for name in (self.recipe.get("inference") or {}) if f"inference.{name}" in self.done]
+        paths = [(name, self.path / f"inference.{name}" / file) for name in asked]
+        return [(name, path) for name, path in paths if path.is_file()]
 
     @cached_property
     def parameters(self) -> int | None:

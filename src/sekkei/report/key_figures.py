@@ -74,6 +74,23 @@ _TABLE: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ),
     (r"grpo", (("grpo.rollouts", "rollouts"),)),
     (
+        r"agent",
+        (
+            ("agent.calculator.success", "sums right with the calculator"),
+            ("agent.calculator.without", "without"),
+            ("agent.calculator.called", "runs that called it"),
+        ),
+    ),
+    (
+        r"inference\.(.+)",
+        (
+            ("inference.{0}.direct.shots0.accuracy", "direct"),
+            ("inference.{0}.cot.shots0.accuracy", "thinking"),
+            ("inference.{0}.cot.shots8.accuracy", "with 8 examples"),
+            ("inference.{0}.tot.bfs.accuracy", "tree of thoughts"),
+        ),
+    ),
+    (
         r"eval\.(.+)",
         (
             ("reasoning.{0}.pass1_greedy", "chains right: greedy"),

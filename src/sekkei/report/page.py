@@ -26,6 +26,9 @@ from sekkei.report.tables import SampleTable, Table
 __all__ = ["closing_screen", "render"]
 
 PAGE = "report.html"
+BARS = 5  # checkpoints in one chart of reasoning
+PREFERENCES = ("reward", "dpo", "kto", "online_dpo")
+REINFORCED = ("grpo", "ppo", "online_dpo")
 T = TypeVar("T")
 
 
@@ -163,26 +166,31 @@ def _after_pretraining(run: RunFolder) -> list[Section]:
             "Instruction tuning",
             "The loss on the assistant's own tokens.",
             "This run has no SFT steps.",
-            charts=_some(curves.instruction_tuning(run)),
+            charts=[c for name in run.tuned_by("sft") for c in _some(curves.instruction_tuning(run, name))],
         ),
         Section(
             "Preference optimisation",
             "A growing margin says that chosen answers gain on rejected ones. Watch the log-probability of the chosen "
             "ones: it may fall all the same.",
-            "This run has no DPO steps.",
-            charts=_some(curves.preferences(run)),
+            "This run has no steps of preference optimisation.",
+            charts=[c for name in run.tuned_by(*PREFERENCES) for c in _some(curves.preferences(run, name))],
         ),
         Section(
             "Reinforcement learning",
             "Nothing rewards written steps or length: where they rise, the model found that they help.",
-            "This run has no GRPO steps.",
-            charts=_some(curves.reinforcement(run)),
+            "This run has no steps of reinforcement learning.",
+            charts=[c for name in run.tuned_by(*REINFORCED) for c in _some(curves.reinforcement(run, name))],
+            samples=tables.rollouts(run),
         ),
         Section(
             "Reasoning over the life",
             "Accuracy on held-out chains of arithmetic that no stage has seen.",
             "No checkpoint was asked the reasoning problems.",
-            charts=_some(bars.reasoning(run)),
+            charts=[
+                chart
+                for first in range(0, len(run.labels), BARS)
+                for chart in _some(bars.reasoning(run, run.labels[first : first + BARS]))
+            ],
             tables=_some(tables.reasoning_details(run)),
         ),
         Section(
@@ -196,6 +204,19 @@ def _after_pretraining(run: RunFolder) -> list[Section]:
             "Symbol mappings drawn anew for each prompt: only the examples in it can tell the answer.",
             "No checkpoint was probed with symbol patterns.",
             charts=_some(bars.in_context(run)),
+        ),
+        Section(
+            "More tokens at inference time",
+            "One trained model, every strategy: accuracy against tokens read and written per problem.",
+            "The recipe asks for no study (inference: …).",
+            charts=[picture for _, picture in run.studies],
+            tables=[tables.study(name, rows) for name, rows in run.study_rows],
+        ),
+        Section(
+            "Tools",
+            "Held-out sums, worked through with the calculator. Without: the model had to answer at once.",
+            "No stage taught the calculator (sft.tools).",
+            tables=_some(tables.tools(run)),
         ),
     ]
 

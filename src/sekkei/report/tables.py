@@ -141,6 +141,50 @@ def reasoning_details(run: RunFolder) -> Table | None:
     return Table(("", "steps written", "tokens per answer", "answers that end", "problems longer than trained"), rows)
 
 
+def study(name: str, rows: Sequence[Mapping]) -> Table:
+    """Strategies at inference time on one stage's model."""
+    shown = []
+    for row in rows:
+        interval = f"{row['accuracy']:.0%} ({row['low']:.0%}–{row['high']:.0%})"
+        four = [Cell(f"{row[key]:.0%}", number=True) for key in ("any_of", "top1", "majority", "mean")]
+        tokens, calls = Cell(f"{row['tokens']:,.0f}", number=True), Cell(f"{row['calls']:.1f}", number=True)
+        shown.append([Cell(str(row["name"])), Cell(interval, heat=row["accuracy"]), tokens, calls, *four])
+    header = ("strategy", "accuracy (95%)", "tokens", "calls", "any candidate", "top 1", "majority", "mean")
+    return Table(header, shown, f"{name}: {rows[0]['problems']} held-out problems" if rows else name)
+
+
+def tools(run: RunFolder) -> Table | None:
+    """How often sums come out right with the calculator, and without."""
+    figures = run.under("agent.calculator")
+    if not figures:
+        return None
+    named = {"success": "right, with the calculator", "without": "right, at once", "called": "runs that called it"}
+    kinds = {name: name.removeprefix("success.") for name in figures if re.fullmatch(r"success\.(?!low|high).*", name)}
+    rows = [
+        [Cell(shown), Cell(f"{figures[name]:.0%}", heat=figures[name], number=True)]
+        for name, shown in {**named, **{name: f"right, kind: {kind}" for name, kind in kinds.items()}}.items()
+        if name in figures
+    ]
+    return Table(("", "share of held-out sums"), rows)
+
+
+def rollouts(run: RunFolder) -> list[SampleTable]:
+    """Some answers of every reinforcement stage's first and last logged rollout, with their rewards."""
+    found = []
+    for stage in run.tuned_by("grpo", "ppo", "online_dpo"):
+        for moment in _ends(run.rollouts(stage)):
+            rows = []
+            for sample in moment.samples:
+                prompt = _readable(str(sample.get("prompt", ""))).strip()
+                rows.append((f"{prompt} · reward {sample.get('reward', 0):.2f}", [said(str(sample.get("text", "")))]))
+            found.append(SampleTable(f"{stage}: a rollout of step {moment.step:,}", ("answer",), rows, folded=True))
+    return found
+
+
+def _ends(sets: Sequence[SampleSet]) -> list[SampleSet]:
+    return [*sets[:1], *sets[1:][-1:]]
+
+
 def all_figures(run: RunFolder) -> Table | None:
     """Every figure of results.json, by name; the exact value."""
     if not run.figures:

@@ -9,11 +9,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from sekkei.core.stage_names import kind_of, settings_of
 from sekkei.report.folder import RunFolder
 
 _SHARE = re.compile(
-    r"(reasoning\..*(pass|maj|ended).*|chat\..*|icl\..*|dpo\.(preference|ranking)_accuracy\..*"
-    r"|sft\.gate\.pass1_sampled|.*\.token_share)"
+    r"(reasoning\..*(pass|maj|ended).*|chat\..*|icl\..*|.*\.(preference|ranking)_accuracy\..*"
+    r"|.*\.gate\.pass1_sampled|.*\.token_share|inference\..*\.(accuracy|low|high|any_of|top1|majority|mean)"
+    r"|agent\.calculator\.(success.*|called|failed|without))"
 )
 LABELS = {
     "base": "base model",
@@ -83,23 +85,37 @@ def deed(run: RunFolder, stage: str) -> str:
         )
     if stage.startswith("pretrain."):
         return _pretraining((run.recipe.get("pretrain") or {}).get(stage.removeprefix("pretrain.")) or {})
-    part = run.recipe.get(stage) or {}
-    if stage == "sft":
+    if stage.startswith("inference."):
+        return f"Asked the model of {stage.removeprefix('inference.')} with every strategy of prompting and search."
+    if stage == "agent":
+        return "Let the newest model work held-out sums with the calculator."
+    return _tuning(kind_of(run.recipe, stage), settings_of(run.recipe, stage))
+
+
+def _tuning(kind: str, part: Mapping[str, Any]) -> str:
+    steps, pairs = part.get("steps", "?"), part.get("pairs", "?")
+    if kind == "sft":
+        source = f"answers of {part['own']['stage']}" if part.get("own") else "demonstrations"
         return (
             f"Behaviour cloning of conversations, {part.get('examples', '?')} per step; "
-            f"{part.get('everyday', 0):.0%} everyday turns, the rest solved chains in four styles."
+            f"{part.get('everyday', 0):.0%} everyday turns; chains from {source}."
         )
-    if stage == "dpo":
+    if kind == "reward":
+        return f"A reward model from pairs: {steps} steps of {pairs} pairs."
+    if kind == "dpo":
         return (
-            f"Direct preference optimisation against the tuned model: {part.get('steps', '?')} steps of "
-            f"{part.get('pairs', '?')} pairs, β {part.get('beta', '?')}."
+            f"Direct preference optimisation against the tuned model: {steps} steps of {pairs} pairs, "
+            f"β {part.get('beta', '?')}."
         )
-    if stage == "grpo":
-        return (
-            f"Reinforcement learning on right or wrong alone: {part.get('steps', '?')} rollouts of "
-            f"{part.get('prompts', '?')} problems × {part.get('samples', '?')} answers."
-        )
-    return ""
+    if kind == "kto":
+        return f"KTO on single answers: {steps} steps of {part.get('answers', '?')} answers, β {part.get('beta', '?')}."
+    asked = f"{steps} rollouts of {part.get('prompts', '?')} problems × {part.get('samples', '?')} answers"
+    named = {
+        "grpo": "Reinforcement learning against the answers' own group",
+        "ppo": "Reinforcement learning with a critic",
+        "online_dpo": "Preference optimisation on pairs of the moment",
+    }
+    return f"{named[kind]}: {asked}." if kind in named else ""
 
 
 def _pretraining(part: Mapping[str, Any]) -> str:

@@ -23,7 +23,8 @@ from torch import Tensor
 from sekkei.core import atomic
 from sekkei.core import config as loader
 from sekkei.core.errors import UserError
-from sekkei.llm.run_folder import ALIGNED, choose_stage
+from sekkei.core.stage_names import MAIN_LINE
+from sekkei.llm.run_folder import chats, choose_stage
 from sekkei.model.config import ModelConfig
 from sekkei.model.export_gguf import save_gguf
 from sekkei.model.hf import MAX_SHARD_BYTES, load_hf, save_hf
@@ -69,7 +70,7 @@ def export_hf(
     bos, eos, pad = _marks(run_dir / "tokenizer")
     with atomic.new_folder(out) as aside:
         save_hf(aside, config, state, bos_id=bos, eos_id=eos, max_shard_bytes=max_shard_bytes)
-        _copy_tokenizer(run_dir / "tokenizer", aside, with_template=stage in ALIGNED)
+        _copy_tokenizer(run_dir / "tokenizer", aside, with_template=chats(run_dir, stage))
         settings = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
         known = {key: value for key, value in settings.items() if value is not None}
         atomic.write_json(aside / "generation_config.json", read_json(aside / "generation_config.json") | known)
@@ -95,7 +96,7 @@ def export_gguf(run_dir: Path, out: Path, stage: str | None = None, *, dtype: to
         {name: tensor.to(dtype) for name, tensor in state.items()},
         name=f"{run_dir.resolve().name}/{stage}",
         tokenizer_json=(tokenizer / "tokenizer.json").read_text(encoding="utf-8"),
-        template=template.read_text(encoding="utf-8") if stage in ALIGNED and template.is_file() else None,
+        template=template.read_text(encoding="utf-8") if chats(run_dir, stage) and template.is_file() else None,
         bos_id=bos,
         eos_id=eos,
     )
@@ -117,8 +118,8 @@ def import_hf(folder: Path, run_dir: Path, stage: str | None = None) -> Exported
     if words.inner.get_vocab_size() > config.vocab_size:
         raise UserError(f"{folder}: its tokenizer has more tokens than the model's {config.vocab_size}")
     chosen = stage or ("sft" if words.chats else BASE_STAGE)
-    if chosen not in ALIGNED and not chosen.startswith("pretrain."):
-        raise UserError(f"stage {chosen}: must be {', '.join(ALIGNED)} or pretrain.NAME")
+    if chosen not in MAIN_LINE and not chosen.startswith("pretrain."):
+        raise UserError(f"stage {chosen}: must be {', '.join(MAIN_LINE)} or pretrain.NAME")
     state = {name: tensor.float() for name, tensor in state.items()}
     with atomic.new_folder(run_dir) as aside:
         _copy_tokenizer(folder, aside / "tokenizer", with_template=True)
@@ -128,8 +129,10 @@ def import_hf(folder: Path, run_dir: Path, stage: str | None = None) -> Exported
             atomic.write_json(aside / "tokenizer" / "generation_config.json", settings)
         write_sealed(aside / chosen / "model", state, {"config": loader.to_mapping(config), "heads": ["lm"]})
         atomic.write_json(aside / chosen / "done.json", {"key": "imported", "from": folder.resolve().name})
-        pretrain = {chosen.removeprefix("pretrain."): {}} if chosen not in ALIGNED else {"imported": {}}
+        pretrain = {"imported": {}} if chosen in MAIN_LINE else {chosen.removeprefix("pretrain."): {}}
         recipe = {"name": run_dir.resolve().name, "model": loader.to_mapping(config), "pretrain": pretrain}
+        if chosen in MAIN_LINE:
+            recipe[chosen] = {}
         atomic.write_text(aside / "recipe.yaml", json.dumps(recipe, indent=1) + "\n")  # JSON is YAML
     size = sum(file.stat().st_size for file in run_dir.rglob("*") if file.is_file())
     return Exported(stage=chosen, parameters=sum(t.numel() for t in state.values()), size=size)

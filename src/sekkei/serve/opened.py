@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sekkei.core.config import from_mapping
 from sekkei.core.errors import UserError
-from sekkei.llm.run_folder import ALIGNED, choose_stage
+from sekkei.llm.run_folder import chats, choose_stage
 from sekkei.model.config import ModelConfig
 from sekkei.model.hf import load_hf
 from sekkei.model.transformer import Transformer
@@ -63,7 +63,7 @@ def open_model(folder: Path, stage: str | None = None, *, dtype: str = "float32"
         tensors, sealed = read_sealed(folder / stage / "model")
         config = from_mapping(ModelConfig, sealed["config"], "model")
         state = {name: tensor for name, tensor in tensors.items() if not name.startswith(("value_head", "reward_head"))}
-        words = open_words(folder / "tokenizer", stage in ALIGNED)
+        words = open_words(folder / "tokenizer", chats(folder, stage))
         name = f"{folder.resolve().name}/{stage}"
     if words.inner.get_vocab_size() > config.vocab_size:
         raise UserError(

@@ -14,6 +14,7 @@ from sekkei.core.errors import UserError
 from sekkei.data.batch import Batch
 from sekkei.data.shards import Shard, open_shards
 from sekkei.data.tasks import everyday
+from sekkei.data.tasks.chain import Form
 from sekkei.engine.engine import Engine
 from sekkei.evals import conversations as talks
 from sekkei.evals.bits import ScoreBatch, domain_bits, position_bits
@@ -111,11 +112,13 @@ class EvaluateStage:
 
     Args:
         checkpoint: the stage whose model is asked. label: its name in the figures ("base", "sft" …).
+        form: how chains are put to it.
     """
 
     recipe: Recipe
     checkpoint: str
     label: str
+    form: Form = "chat"
     version: int = 1
     together: bool = False
 
@@ -129,7 +132,8 @@ class EvaluateStage:
 
     @property
     def config(self) -> Any:
-        return {"eval": self.recipe.eval, "chain": self.recipe.data.chain, "patterns": self.recipe.data.patterns}
+        tasks = {"chain": self.recipe.data.chain, "patterns": self.recipe.data.patterns}
+        return {"eval": self.recipe.eval, **tasks, "form": self.form}
 
     def run(self, run: Run, out: Path) -> Figures:
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
@@ -155,13 +159,14 @@ class EvaluateStage:
         prefix = f"reasoning.{self.label}"
         figures: Figures = {}
         problems = held_out_problems(chains, chains.held_out_operations, sizes.problems, seed)
-        exam = ChainExam(engine, tokenizer, problems, sizes.max_tokens)
+        exam = ChainExam(engine, tokenizer, problems, sizes.max_tokens, self.form)
         figures |= {f"{prefix}.{name}": value for name, value in exam.greedy().items()}
         figures |= {f"{prefix}.{name}": value for name, value in exam.sampled(seed).items()}
         direct = exam.greedy(thinking=False)
         figures[f"{prefix}.no_thinking.pass1_greedy"] = direct["pass1_greedy"]
         more = chains.reported_operations
-        longer = ChainExam(engine, tokenizer, held_out_problems(chains, more, sizes.problems, seed), sizes.max_tokens)
+        further = held_out_problems(chains, more, sizes.problems, seed)
+        longer = ChainExam(engine, tokenizer, further, sizes.max_tokens, self.form)
         with asked_by(f"data.chain.reported_operations={more}"):
             figures[f"{prefix}.operations{more}.pass1_greedy"] = longer.greedy()["pass1_greedy"]
         return figures

@@ -1,10 +1,11 @@
 """The life of a model: which stages a recipe has, in order, and how a run of them begins and ends.
 
-data → tokenizer → tokens → pretrain.* (each with its bits) → [base] → sft → preferences → dpo → grpo → report
+data → tokenizer → tokens → pretrain.* (each with its bits) → [base] → sft → preferences → dpo → grpo → tune.* → report
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,29 @@ from sekkei.core import config as loader
 from sekkei.core import dist, hardware
 from sekkei.core.progress import Console
 from sekkei.core.runlog import RunLock, SilentLog
+from sekkei.core.stage_names import PAIRED
 from sekkei.core.tracker import open_tracker
 from sekkei.parallel.layout import Mesh
 from sekkei.recipes.recipe import Recipe
+from sekkei.recipes.tune import ROLLOUTS
 from sekkei.report.page import closing_screen, render
+from sekkei.stages.agent import AgentStage
 from sekkei.stages.corpus import DataStage, TokenizerStage, TokensStage
 from sekkei.stages.evaluate import BitsStage, EvaluateStage
-from sekkei.stages.grpo import GRPOStage
-from sekkei.stages.preferences import DPOStage, PreferencesStage
+from sekkei.stages.inference import InferenceStage
+from sekkei.stages.paired import PairedStage
+from sekkei.stages.preferences import PreferencesStage
 from sekkei.stages.pretrain import PretrainStage
+from sekkei.stages.rollouts import RolloutStage
 from sekkei.stages.run import Run, Runner, Stage, open_folder
 from sekkei.stages.sft import SFTStage
 from sekkei.stages.tracked import TrackedLog
+
+BUILDERS: Mapping[str, Callable[[Recipe, str], Stage]] = {
+    "sft": SFTStage,
+    **dict.fromkeys(PAIRED, PairedStage),
+    **dict.fromkeys(ROLLOUTS, RolloutStage),
+}
 
 
 @dataclass(frozen=True)
@@ -45,15 +57,16 @@ def stages_of(recipe: Recipe) -> list[Stage]:
         stages += [stage, BitsStage(recipe, key, stage.before, stage.rescaled)]
     base = f"pretrain.{list(recipe.pretrain)[-1]}"
     stages.append(EvaluateStage(recipe, base, "base"))
-    newest = base
-    if recipe.sft is not None:
-        stages += [SFTStage(recipe, base), EvaluateStage(recipe, "sft", "sft")]
-        newest = "sft"
-    if recipe.dpo is not None:
-        stages += [PreferencesStage(recipe), DPOStage(recipe), EvaluateStage(recipe, "dpo", "dpo")]
-        newest = "dpo"
-    if recipe.grpo is not None:
-        stages += [GRPOStage(recipe, newest), EvaluateStage(recipe, "grpo", "grpo")]
+    for name, tune in recipe.tuning.items():
+        if tune.kind in PAIRED and not any(stage.name == "preferences" for stage in stages):
+            stages.append(PreferencesStage(recipe))
+        stages.append(BUILDERS[tune.kind](recipe, name))
+        if tune.kind != "reward":
+            stages.append(EvaluateStage(recipe, name, name, recipe.form_of(name)))
+    line = [name for name in recipe.tuning if name not in recipe.tune]
+    if any(stage.kind == "sft" and stage.config.tools for stage in recipe.tuning.values()) and line:
+        stages.append(AgentStage(recipe, line[-1]))
+    stages += [InferenceStage(recipe, name) for name in recipe.inference]
     return stages
 
 

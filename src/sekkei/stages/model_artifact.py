@@ -12,6 +12,7 @@ from sekkei.core import config as loader
 from sekkei.core import dist
 from sekkei.core.errors import UserError
 from sekkei.model.config import ModelConfig, RopeScaling
+from sekkei.model.heads import with_heads
 from sekkei.model.transformer import Head, Transformer
 from sekkei.stages.training import Training
 from sekkei.train.checkpoint import read_sealed, write_sealed
@@ -24,11 +25,15 @@ def save_model(model: Transformer, folder: Path) -> None:
     write_sealed(folder, dict(model.named_parameters()), {"config": loader.to_mapping(model.config), "heads": heads})
 
 
-def save_trained(training: Training, out: Path) -> None:
-    """Write what a stage has trained as `<out>/model`, by the first rank; all take part in gathering it."""
+def save_trained(training: Training, out: Path, heads: Collection[Head] | None = None) -> None:
+    """Write what a stage has trained as `<out>/model`, by the first rank; all take part in gathering it.
+
+    Args:
+        heads: those that stay; None: all.
+    """
     model = training.model()
     if training.run.ranks.first:
-        save_model(model, out / "model")
+        save_model(model if heads is None else with_heads(model, heads), out / "model")
     dist.barrier()
 
 

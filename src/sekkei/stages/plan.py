@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import torch
 import yaml
 
 from sekkei.core import config as loader
 from sekkei.core import hardware
+from sekkei.core.stage_names import PAIRED
 from sekkei.core.tracker import check_installed
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Request, Sampling
@@ -19,6 +21,7 @@ from sekkei.model.config import ModelConfig
 from sekkei.model.flops import count_parameters, flops_per_token, training_bytes
 from sekkei.model.init import build
 from sekkei.recipes.recipe import Recipe
+from sekkei.recipes.tune import ROLLOUTS
 from sekkei.report import words
 from sekkei.stages.life import stages_of
 from sekkei.stages.training import compute_dtype
@@ -99,7 +102,7 @@ class _Trial:
     def flops(self, recipe: Recipe, stage: str, context: int) -> float:
         """Model FLOPs per second of a forward and backward pass in rows of `context`."""
         group, _, key = stage.partition(".")
-        part = recipe.pretrain[key] if group == "pretrain" else getattr(recipe, group)
+        part = recipe.pretrain[key] if group == "pretrain" else recipe.tuning[stage].config
         dtype = compute_dtype(part.loop, self.device)
         if (context, dtype) not in self.rates:
             self.rates[context, dtype] = self._train(context, dtype)
@@ -139,24 +142,33 @@ def _answers(recipe: Recipe) -> dict[str, int]:
     sizes, found = recipe.eval, {}
     written = ANSWER_TOKENS * 2 // 3  # the rest is the prompt
     problems = sizes.problems * (1 + VOTES) + sizes.conversations + 2 * sizes.requests
-    asked = 1 + sum(part is not None for part in (recipe.sft, recipe.dpo, recipe.grpo))
+    tuned = recipe.tuning
+    asked = 1 + sum(stage.kind != "reward" for stage in tuned.values())
     found["eval.*"] = asked * problems * written
-    if recipe.grpo:
-        grpo = recipe.grpo
-        found["rollouts"] = grpo.steps * grpo.prompts * grpo.samples * written
+    for name, stage in tuned.items():
+        if stage.kind in ROLLOUTS:
+            found[f"{name}: rollouts"] = stage.config.steps * stage.config.prompts * stage.config.samples * written
     return found
 
 
 def _training(recipe: Recipe) -> dict[str, tuple[int, int, int]]:
     """Per training stage: tokens, tokens per row, rows of one forward pass."""
     work = {f"pretrain.{key}": (s.tokens, s.context, s.micro_rows) for key, s in recipe.pretrain.items()}
-    if recipe.sft:
-        tokens = recipe.sft.steps * recipe.sft.examples * ANSWER_TOKENS
-        work["sft"] = (tokens, 128, recipe.sft.micro_tokens // 128 or 1)
-    if recipe.dpo:
-        tokens = recipe.dpo.steps * recipe.dpo.pairs * 2 * ANSWER_TOKENS
-        work["dpo"] = (tokens, 256, recipe.dpo.micro_tokens // 256 or 1)
-    if recipe.grpo:
-        answers = recipe.grpo.steps * recipe.grpo.updates * recipe.grpo.prompts * recipe.grpo.samples
-        work["grpo"] = (answers * ANSWER_TOKENS, 128, recipe.grpo.micro_tokens // 128 or 1)
+    for name, stage in recipe.tuning.items():
+        config, row = stage.config, 256 if stage.kind in PAIRED else 128
+        work[name] = (_sequences(stage.kind, config) * ANSWER_TOKENS, row, config.micro_tokens // row or 1)
     return work
+
+
+def _sequences(kind: str, config: Any) -> int:
+    """How many prompts with an answer a tuning stage trains on; a critic is counted as its policy is."""
+    if kind == "sft":
+        return config.steps * config.examples
+    if kind == "kto":
+        return config.steps * config.answers
+    if kind in PAIRED:
+        return config.steps * config.pairs * 2
+    if kind == "online_dpo":
+        return config.steps * config.prompts * 2
+    passes = config.epochs * (2 if config.critic == "separate" else 1) if kind == "ppo" else config.updates
+    return config.steps * passes * config.prompts * config.samples

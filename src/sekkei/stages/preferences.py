@@ -1,4 +1,4 @@
-"""Preference pairs from the model's own answers, judged by the verifier; and DPO on them.
+"""Preference pairs from the model's own answers, judged by the verifier.
 
 Of a problem's sampled answers, a right one is preferred to a wrong one *of the same length*, and an answer
 that ended to one that rambled on to the length limit. Matching lengths keeps DPO from learning "longer is
@@ -7,7 +7,6 @@ of a refusal before compliance (and of an answer before a needless refusal) join
 sampled.
 
     preferences/pairs.jsonl     {"split", "kind", "prompt", "chosen", "rejected"}, token ids
-    dpo/model/
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,19 +26,11 @@ from sekkei.data.tasks import Split, chain, refusals
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Completion
 from sekkei.evals.reasoning import ChainExam
-from sekkei.objectives.preference import (
-    DPOConfig,
-    Pair,
-    PairingConfig,
-    Preference,
-    pair_batches,
-    preference_accuracy,
-    with_reference,
-)
+from sekkei.objectives.preference import Pair, PairingConfig
 from sekkei.recipes.recipe import Recipe
-from sekkei.stages.model_artifact import load_model, save_trained
+from sekkei.stages.model_artifact import load_model
 from sekkei.stages.run import Figures, Run
-from sekkei.stages.training import Training, check_length
+from sekkei.stages.training import check_length
 from sekkei.text.chat import encode_prompt
 from sekkei.text.tokenizer import Tokenizer
 
@@ -58,12 +49,10 @@ class PreferencesStage:
 
     @property
     def config(self) -> Any:
-        assert self.recipe.dpo is not None
-        return {"pairing": self.recipe.dpo.pairing, "chain": self.recipe.data.chain}
+        return {"pairing": self.recipe.preferences, "chain": self.recipe.data.chain}
 
     def run(self, run: Run, out: Path) -> Figures:
-        assert self.recipe.dpo is not None
-        config = self.recipe.dpo.pairing
+        config = self.recipe.preferences
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
         engine = Engine(load_model(run.artifact("sft") / "model").to(run.device))
         lines, figures = [], Counter[str]()
@@ -86,8 +75,7 @@ class PreferencesStage:
 
 def own_pairs(engine: Engine, tokenizer: Tokenizer, recipe: Recipe, split: Split, prompts: int) -> list[Pair]:
     """Pairs of the model's own answers to `prompts` problems of one side of the split."""
-    assert recipe.dpo is not None
-    config, chains = recipe.dpo.pairing, recipe.data.chain
+    config, chains = recipe.preferences, recipe.data.chain
     rng = random.Random(derive_seed("preferences", recipe.seed, split))
     problems = [chain.sample_problem(rng, rng.choice(chains.train_operations), split, chains) for _ in range(prompts)]
     exam = ChainExam(engine, tokenizer, problems, config.max_tokens)
@@ -140,52 +128,19 @@ def refusal_pairs(tokenizer: Tokenizer, seed: int, split: Split, own: int, confi
 
 
 def read_pairs(folder: Path) -> dict[str, list[Pair]]:
-    """Pairs by split."""
+    """Pairs by split.
+
+    Raises:
+        UserError: one side of the split is empty.
+    """
     found: dict[str, list[Pair]] = {"train": [], "test": []}
     for line in (folder / PAIRS).read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         ids = (tuple(record[name]) for name in ("prompt", "chosen", "rejected"))
         found[record["split"]].append(Pair(*ids, record["kind"]))
+    if not found["train"] or not found["test"]:
+        raise UserError(
+            "preferences: the SFT model's answers are all right or all wrong, no pair can be made; "
+            "raise preferences.prompts or preferences.samples, or leave out what learns from pairs"
+        )
     return found
-
-
-@dataclass(frozen=True)
-class DPOStage:
-    """Direct preference optimisation from the SFT model, which is also the reference."""
-
-    recipe: Recipe
-    name: str = "dpo"
-    version: int = 1
-    together: bool = True
-    reads: tuple[str, ...] = ("preferences", "sft")
-
-    @property
-    def config(self) -> DPOConfig | None:
-        return self.recipe.dpo
-
-    def run(self, run: Run, out: Path) -> Figures:
-        config = self.recipe.dpo
-        assert config is not None
-        pairs = read_pairs(run.artifact("preferences"))
-        if not pairs["train"] or not pairs["test"]:
-            raise UserError(
-                "dpo: the SFT model's answers are all right or all wrong, no pair can be made; "
-                "raise dpo.pairing.prompts or dpo.pairing.samples, or leave dpo out"
-            )
-        policy, reference = (load_model(run.artifact("sft") / "model") for _ in range(2))
-        training = Training(run, self.name, policy, config.loop, context=256, others={"reference": reference})
-        held_out = with_reference(pair_batches(pairs["test"], config.micro_tokens), training.ctx)
-        start = preference_accuracy(held_out, training.ctx)
-        objective = Preference(pairs["train"], config.make_loss(), config.pairs, config.micro_tokens)
-        training.train(out, objective, config.steps, config.optim)
-        end = preference_accuracy(held_out, training.ctx)
-        save_trained(training, out)
-        return _before_and_after(start, end)
-
-
-def _before_and_after(start: Mapping[str, float], end: Mapping[str, float]) -> Figures:
-    figures = {}
-    for name in start:
-        figures[f"dpo.{name}.start"] = start[name]
-        figures[f"dpo.{name}.end"] = end[name]
-    return figures

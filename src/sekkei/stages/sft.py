@@ -1,5 +1,7 @@
 """Instruction tuning: demonstrations of the reasoning task in four styles, everyday turns, and a few refusals.
 
+With `own`, what an earlier stage's model wrote and the verifier called right takes the place of the demonstrations.
+
 The stage has a gate: reinforcement learning can only select what is sometimes sampled, so sampled pass@1 on
 held-out problems must reach a floor. Where it does not, training goes on for some more steps, a few times.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +20,13 @@ from sekkei.core import atomic
 from sekkei.core.errors import UserError
 from sekkei.core.seed import derive_seed
 from sekkei.data.batch import Sample
-from sekkei.data.tasks import chain, everyday, refusals
+from sekkei.data.tasks import Message, calculator, chain, everyday, refusals
 from sekkei.engine.engine import Engine
 from sekkei.evals.reasoning import ChainExam, held_out_problems
 from sekkei.model.transformer import Transformer
-from sekkei.objectives.sft import SFT, sft_sample
+from sekkei.objectives.sft import SFT, OwnConfig, SFTConfig, sft_sample
 from sekkei.recipes.recipe import Recipe
+from sekkei.recipes.tune import TuneConfig
 from sekkei.stages.corpus import read_facts
 from sekkei.stages.model_artifact import load_model, save_trained
 from sekkei.stages.run import Figures, Run
@@ -32,6 +35,7 @@ from sekkei.text.chat import encode_chat, encode_prompt
 from sekkei.text.tokenizer import Tokenizer
 
 Example = Callable[[int], Sample]
+Demonstrate = Callable[[random.Random], Sequence[Message]]
 GATE = "gate.json"
 GATE_PROBLEMS = 64
 SAMPLE_TURNS = ("Hello!", "Who are you?", "start at 7, add 3, times 4, minus 5, modulo 23", "What does json.dumps do?")
@@ -42,25 +46,33 @@ class SFTStage:
     """Behaviour cloning on top of the last pretraining stage."""
 
     recipe: Recipe
-    base: str
-    name: str = "sft"
+    name: str
     version: int = 1
     together: bool = True
 
     @property
+    def tune(self) -> TuneConfig:
+        return self.recipe.tuning[self.name]
+
+    @property
+    def sft(self) -> SFTConfig:
+        return self.tune.config
+
+    @property
     def reads(self) -> tuple[str, ...]:
-        return ("data", "tokenizer", self.base)
+        writer = () if self.sft.own is None else (self.sft.own.stage,)
+        return tuple(dict.fromkeys(("data", "tokenizer", self.recipe.stage_of(self.tune.start), *writer)))
 
     @property
     def config(self) -> Any:
         watched = {"samples_every": self.recipe.eval.samples_every, "max_tokens": self.recipe.eval.max_tokens}
-        return {"sft": self.recipe.sft, "chain": self.recipe.data.chain, "eval": watched}
+        tasks = {"chain": self.recipe.data.chain, "calculator": self.recipe.data.calculator}
+        return {"sft": self.sft, **tasks, "eval": watched}
 
     def run(self, run: Run, out: Path) -> Figures:
-        config = self.recipe.sft
-        assert config is not None
+        config = self.sft
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
-        model = load_model(run.artifact(self.base) / "model")
+        model = load_model(run.artifact(self.recipe.stage_of(self.tune.start)) / "model")
         example = self._examples(run, tokenizer)
         passed = _read_gate(out)
         while True:
@@ -71,18 +83,20 @@ class SFTStage:
             if reached >= config.gate.min_pass1_sampled:
                 break
             if len(passed) >= config.gate.rounds:
+                key = self.recipe.key_of(self.name)
                 raise UserError(
-                    f"sft: sampled pass@1 is {reached:.3f} after {steps} steps, the gate "
-                    f"sft.gate.min_pass1_sampled={config.gate.min_pass1_sampled} is not reached and "
-                    f"sft.gate.rounds={config.gate.rounds} are used up; raise sft.steps"
+                    f"{self.name}: sampled pass@1 is {reached:.3f} after {steps} steps, the gate "
+                    f"{key}.gate.min_pass1_sampled={config.gate.min_pass1_sampled} is not reached and "
+                    f"{key}.gate.rounds={config.gate.rounds} are used up; raise {key}.steps"
                 )
-            run.console.say(f"  sft gate: sampled pass@1 {reached:.3f}, {config.gate.extra_steps} steps more")
+            run.console.say(f"  {self.name} gate: sampled pass@1 {reached:.3f}, {config.gate.extra_steps} steps more")
             passed.append(reached)
             if run.ranks.first:
                 atomic.write_json(out / GATE, passed)  # a resumed run must take the same decision
             model.requires_grad_(True)
         save_trained(training, out)
-        return {"sft.steps": steps, "sft.gate.pass1_sampled": reached, "sft.gate.rounds": len(passed)}
+        figures = {"steps": steps, "gate.pass1_sampled": reached, "gate.rounds": len(passed)}
+        return {f"{self.name}.{name}": value for name, value in figures.items()}
 
     def _train(
         self,
@@ -93,8 +107,7 @@ class SFTStage:
         example: Callable[[int], Sample],
         steps: int,
     ) -> Training:
-        config = self.recipe.sft
-        assert config is not None
+        config = self.sft
         training = Training(run, self.name, model, config.loop, context=256)
         prompts = [encode_prompt(tokenizer, [{"role": "user", "content": turn}]) for turn in SAMPLE_TURNS]
         hooks = [(run.recipe.eval.samples_every, sample_hook(training, tokenizer, prompts))]
@@ -103,31 +116,71 @@ class SFTStage:
         return training
 
     def _examples(self, run: Run, tokenizer: Tokenizer) -> Example:
-        """Example i, a pure function of the seed: a chain in one of the four styles, an everyday turn, or a request."""
-        config, seed = self.recipe.sft, self.recipe.seed
-        assert config is not None
+        """Example i, a pure function of the seed: a chain, an everyday turn, a request, or a sum for the calculator."""
+        config, seed = self.sft, self.recipe.seed
         facts = read_facts(run.artifact("data"))
         talks = everyday.conversations(facts, "train", seed, config.conversations)
         pairs = refusals.refusal_pairs("train", seed)
         requests = [[pair for pair in pairs if pair.kind == kind] for kind in ("harmful", "harmless")]
+        solved = self._demonstrations(run, tokenizer)
 
         def example(index: int) -> Sample:
-            rng = random.Random(derive_seed("sft", seed, index))
+            rng = random.Random(derive_seed(self.name, seed, index))
             kind = rng.random()
             if kind < config.everyday:
                 messages = rng.choice(talks).messages
             elif kind < config.everyday + config.refusals:
                 pair = rng.choice(rng.choice(requests))  # evenly, or the commoner kind becomes the answer to all
                 messages = [*pair.prompt, *pair.chosen]
+            elif kind < config.everyday + config.refusals + config.tools:
+                sums = self.recipe.data.calculator
+                messages = calculator.demonstration(calculator.sample_task(rng, "train", sums))
             else:
-                chains = self.recipe.data.chain
-                problem = chain.sample_problem(rng, rng.choice(chains.train_operations), "train", chains)
-                messages = chain.demonstration(problem, rng.choice(chain.STYLES))
+                messages = solved(rng)
             rendered = encode_chat(tokenizer, messages)
-            check_length(len(rendered.ids), "sft: a conversation", self.recipe.model.max_context)
+            check_length(len(rendered.ids), f"{self.name}: a conversation", self.recipe.model.max_context)
             return sft_sample(rendered)
 
         return example
+
+    def _demonstrations(self, run: Run, tokenizer: Tokenizer) -> Demonstrate:
+        """Solved chains: written by rule in one of the styles, or by an earlier stage's model."""
+        chains = self.recipe.data.chain
+        if self.sft.own is None:
+            styles = self.sft.styles
+
+            def demonstrate(rng: random.Random) -> Sequence[Message]:
+                problem = chain.sample_problem(rng, rng.choice(chains.train_operations), "train", chains)
+                return chain.demonstration(problem, rng.choice(styles))
+
+            return demonstrate
+        written = self._written(run, tokenizer, self.sft.own)
+        return lambda rng: rng.choice(written)
+
+    def _written(self, run: Run, tokenizer: Tokenizer, own: OwnConfig) -> list[list[Message]]:
+        """Right answers of another stage's model, as conversations.
+
+        Raises:
+            UserError: there is none.
+        """
+        chains, seed = self.recipe.data.chain, derive_seed("own answers", self.name, self.recipe.seed)
+        rng = random.Random(seed)
+        operations = [rng.choice(chains.train_operations) for _ in range(own.prompts)]
+        problems = [chain.sample_problem(rng, count, "train", chains) for count in operations]
+        form = self.recipe.form_of(own.stage)
+        engine = Engine(load_model(run.artifact(own.stage) / "model").to(run.device))
+        exam = ChainExam(engine, tokenizer, problems, own.max_tokens, form)
+        kept: list[list[Message]] = []
+        for problem, group in zip(problems, exam.ask(own.temperature, own.samples, seed), strict=True):
+            right = [exam.reply(completion) for completion in group if exam.right(problem, completion)]
+            for reply in list(dict.fromkeys(right))[: own.per_prompt]:
+                said = {"role": "assistant", "content": reply.content, "reasoning_content": reply.reasoning or ""}
+                kept.append([*chain.prompt(problem), said])
+        run.console.say(f"  {self.name}: {len(kept)} right answers of {own.stage} to {len(problems)} problems")
+        if not kept:
+            key = self.recipe.key_of(self.name)
+            raise UserError(f"{self.name}: no answer of {own.stage} is right; raise {key}.own.prompts")
+        return kept
 
     def _sampled_pass1(self, model: Transformer, tokenizer: Tokenizer) -> float:
         chains = self.recipe.data.chain

@@ -62,7 +62,7 @@ class Training:
     """The models of one training stage, placed as the run's layout says.
 
     Args:
-        policy: is trained; in place on one process. others: frozen models by role.
+        policy: is trained; in place on one process. critic: is trained beside it. others: frozen models by role.
         context: tokens per row, for the FLOPs shown.
     Attributes:
         step: how models are run. ctx: what an objective may use. generate: with the policy's weights of now.
@@ -76,31 +76,38 @@ class Training:
         loop: LoopConfig,
         context: int,
         others: Mapping[str, Transformer] | None = None,
+        critic: Transformer | None = None,
     ) -> None:
         self.run, self.stage, self.loop, self.context = run, stage, loop, context
         self.whole = policy
         self.config = policy.config
-        policy.run_block = RUN_BLOCK[run.recipe.layout.recompute]
         autocast = autocast_dtype(loop, run.device)
-        models = {"policy": policy, **(others or {})}
+        trained = {"policy": policy, **({"critic": critic} if critic is not None else {})}
+        models = {**trained, **(others or {})}
         for role, model in models.items():
             model.to(run.device, torch.float64 if loop.dtype == "fp64" else None)
-            if role != "policy":
+            if role in trained:
+                model.run_block = RUN_BLOCK[run.recipe.layout.recompute]
+            else:
                 model.requires_grad_(False)
-        self.placed: Sharded | Pipelined | None = None
+        self.placed: dict[str, Sharded | Pipelined] = {}
         self.step: Step
-        self.generate: Generate
+        self.generate: Generate | None = None  # a reward model writes nothing
+        writes = policy.lm_head is not None
         if run.mesh is None:
             self.step = PlainStep(models, LocalOps(), run.device, autocast)
-            self.generate = _sharing(Engine(policy, dtype=autocast))  # as the trainer computes: log-probs must agree
+            if writes:
+                self.generate = _sharing(
+                    Engine(policy, dtype=autocast)
+                )  # as the trainer computes: log-probs must agree
             parts: Mapping[str, nn.Module] = models
         else:
-            placed = {role: place(model, run.mesh) for role, model in models.items()}
-            self.placed = placed["policy"]
-            self.step = step_of(placed, run.mesh, run.device, autocast)
-            self.generate = GatheredEngine(self.placed, run.device, autocast)
-            parts = {role: model.model for role, model in placed.items()}
-        self.roles = models.keys()
+            self.placed = {role: place(model, run.mesh) for role, model in models.items()}
+            self.step = step_of(self.placed, run.mesh, run.device, autocast)
+            if writes:
+                self.generate = GatheredEngine(self.placed["policy"], run.device, autocast)
+            parts = {role: model.model for role, model in self.placed.items()}
+        self.parts, self.trained = parts, trained.keys()
         self.ctx = Context(
             models=parts,
             ops=LocalOps(),  # an objective sees whole rows, on every rank
@@ -117,15 +124,19 @@ class Training:
         steps: int,
         optim: OptimConfig,
         hooks: Sequence[tuple[int, Hook]] = (),
+        critic_optim: OptimConfig | None = None,
     ) -> None:
         """Bring the stage to its last step, from its newest checkpoint if there is one."""
-        missing = objective.needs - self.roles - {"engine"}
+        missing = objective.needs - self.parts.keys() - {"engine"}
         if missing:
             raise RuntimeError(f"{self.stage} needs {', '.join(sorted(missing))} and was not given it")
         run, loop = self.run, self.loop
-        model = self.placed.model if self.placed else self.whole
         muon = torch.float64 if loop.dtype == "fp64" else fast_dtype(run.device)
-        optimizer = Optimizer(model, optim, steps, muon, self.placed)
+        trainees = {}
+        for role in self.trained:
+            model, placed = self.parts[role], self.placed.get(role)
+            settings = (critic_optim or optim) if role == "critic" else optim
+            trainees[role] = Trainee(model, Optimizer(model, settings, steps, muon, placed), placed)
         checkpoints = Checkpoints(out / "checkpoints", loop.keep_last, share=share(run.mesh))
         if 0 < checkpoints.newest() < steps:
             run.console.say(f"{self.stage:<{NAME_WIDTH}} goes on from step {checkpoints.newest()} of {steps}")
@@ -134,7 +145,7 @@ class Training:
             steps=steps,
             config=loop,
             objective=objective,
-            trainees={"policy": Trainee(model, optimizer, self.placed)},
+            trainees=trainees,
             step=self.step,
             ctx=self.ctx,
             log=run.log,
@@ -148,9 +159,9 @@ class Training:
 
     def model(self) -> Transformer:
         """The policy, whole; under a layout a copy that is gathered now, on every rank."""
-        if self.placed is None:
+        if not self.placed:
             return self.whole
-        return gathered(self.placed, self.run.device, masters=True)
+        return gathered(self.placed["policy"], self.run.device, masters=True)
 
 
 def place(model: Transformer, mesh: Mesh) -> Sharded | Pipelined:
@@ -209,6 +220,7 @@ def sample_hook(training: Training, tokenizer: Tokenizer, prompts: Sequence[Sequ
     sampling = Sampling(temperature=0.0, max_tokens=SAMPLE_TOKENS, stop_tokens=(tokenizer.end_id,))
 
     def hook(done: int) -> Mapping[str, float]:
+        assert training.generate is not None
         requests = [Request(prompt_ids=tuple(prompt), sampling=sampling) for prompt in prompts]
         texts = [tokenizer.decode(completions[0].token_ids) for completions in training.generate(requests)]
         samples = [{"prompt": tokenizer.decode(p), "text": text} for p, text in zip(prompts, texts, strict=True)]

@@ -24,11 +24,15 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.data.tasks import Message, Split, held_out
 
-STYLES = ("every", "two", "three", "none")
+Form = Literal["chat", "document"]
+"""How a problem is put: as a user's turn, or as the beginning of a document that a base model goes on with."""
+Style = Literal["every", "two", "three", "none"]
+STYLES: tuple[Style, ...] = ("every", "two", "three", "none")
 _FOLD = {"every": 1, "two": 2, "three": 3}
 # A side of the split that 10,000 draws do not meet is empty for all purposes (the chance is 1e-44 at 1%).
 _MAX_DRAWS = 10_000
@@ -163,6 +167,11 @@ def reasoning(problem: ChainProblem, style: str) -> str:
 def answer_text(problem: ChainProblem) -> str:
     """The visible content of the reply, with its leading space."""
     return f" answer: {problem.answer}"
+
+
+def opening(problem: ChainProblem, thinking: bool = True) -> str:
+    """The beginning of a pretraining document, up to where the reasoning begins, or the answer."""
+    return f"{problem.question}\n<think>" + ("" if thinking else "</think>")
 
 
 def prompt(problem: ChainProblem) -> list[Message]:

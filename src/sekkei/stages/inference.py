@@ -1,0 +1,66 @@
+"""What a finished model makes of more tokens at inference time: examples, thinking, votes, choosing, search.
+
+    inference.<stage>/rows.json, study.svg, study.md      every strategy: accuracy and its interval, tokens, calls
+
+The model is asked in one process, all problems of a strategy together; seeds belong to requests, so the figures do
+not depend on which of them meet in a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sekkei.core import atomic
+from sekkei.engine.engine import Engine
+from sekkei.llm.engine import EngineBackend
+from sekkei.llm.face import LLM
+from sekkei.llm.reward import open_reward
+from sekkei.prompting import picture, scorers, study
+from sekkei.recipes.inference import InferenceConfig
+from sekkei.recipes.recipe import Recipe
+from sekkei.stages.model_artifact import load_model
+from sekkei.stages.run import Figures, Run
+from sekkei.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class InferenceStage:
+    """The study of one stage's model."""
+
+    recipe: Recipe
+    asked: str
+    version: int = 1
+    together: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"inference.{self.asked}"
+
+    @property
+    def settings(self) -> InferenceConfig:
+        return self.recipe.inference[self.asked]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        judge = () if self.settings.scored_by is None else (self.settings.scored_by,)
+        return ("tokenizer", self.recipe.stage_of(self.asked), *judge)
+
+    @property
+    def config(self) -> Any:
+        return {"inference": self.settings, "chain": self.recipe.data.chain}
+
+    def run(self, run: Run, out: Path) -> Figures:
+        asked, scored_by = self.settings.study, self.settings.scored_by
+        model = load_model(run.artifact(self.recipe.stage_of(self.asked)) / "model").to(run.device)
+        backend = EngineBackend(Engine(model), Tokenizer.load(run.artifact("tokenizer")), name=self.asked)
+        scorer = None
+        if scored_by is not None:
+            scorer = scorers.reward(open_reward(run.folder, scored_by).score_reply)
+        with run.console.bar(self.name, study.units(asked, scorer is not None)) as bar:
+            rows = study.chain_study(LLM(backend), self.recipe.data.chain, asked, scorer, scored_by or "reward", bar)
+        atomic.write_json(out / "rows.json", study.rows_as_data(rows))
+        atomic.write_text(out / "study.svg", picture.study_svg(rows))
+        atomic.write_text(out / "study.md", study.table(rows) + "\n")
+        return study.figures(rows, self.name)
