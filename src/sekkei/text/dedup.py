@@ -151,14 +151,9 @@ def word_marks(words: Sequence[str]) -> np.ndarray:
     """[W] uint64: 64 bits of BLAKE2b of each word."""
     if len(_KNOWN) > _MAX_KNOWN:
         _KNOWN.clear()
-    marks = []
-    for word in words:
-        mark = _KNOWN.get(word)
-        if mark is None:
-            digest = hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
-            mark = _KNOWN[word] = int.from_bytes(digest)
-        marks.append(mark)
-    return np.array(marks, dtype=np.uint64)
+    for word in set(words).difference(_KNOWN):
+        _KNOWN[word] = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest())
+    return np.fromiter(map(_KNOWN.__getitem__, words), dtype=np.uint64, count=len(words))
 
 
 def mixed(z: np.ndarray) -> np.ndarray:

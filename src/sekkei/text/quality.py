@@ -112,14 +112,34 @@ class View:
         return not self.unspaced_chars or 2 * self.unspaced_chars < sum(map(str.isalpha, self.text))
 
     @functools.cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Every different word, numbered as it comes: a text has several times as many words as different ones."""
+        return {word: number for number, word in enumerate(dict.fromkeys(self.words))}
+
+    @functools.cached_property
+    def numbers(self) -> np.ndarray:
+        """[W] the number of each word in the vocabulary."""
+        return np.fromiter(map(self.vocabulary.__getitem__, self.words), dtype=np.int64, count=len(self.words))
+
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
         """[W] characters of each word."""
-        return np.fromiter(map(len, self.words), dtype=np.int64, count=len(self.words))
+        return np.fromiter(map(len, self.vocabulary), dtype=np.int64, count=len(self.vocabulary))[self.numbers]
 
     @functools.cached_property
     def ends(self) -> np.ndarray:
         """[W + 1] characters in the words before each word, and in all of them."""
         return np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(self.lengths)))
+
+    @functools.cached_property
+    def line_repeats(self) -> tuple[float, float]:
+        """Shares (by count, by characters) of lines that stood earlier."""
+        return _repeats(self.lines)
+
+    @functools.cached_property
+    def paragraph_repeats(self) -> tuple[float, float]:
+        """Shares (by count, by characters) of paragraphs that stood earlier."""
+        return _repeats(self.paragraphs)
 
     def repeated(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """The n-grams that occur more than once: (starts [R], ascending; group [R], equal for equal n-grams).
@@ -128,9 +148,7 @@ class View:
         is left over of the n before it, which is little in prose.
         """
         if n == 0:
-            vocabulary: dict[str, int] = {}
-            ids = np.array([vocabulary.setdefault(word, len(vocabulary)) for word in self.words], dtype=np.int64)
-            return np.arange(len(ids)), ids
+            return np.arange(len(self.words)), self.numbers
         if n not in self._repeated:
             starts, group = self.repeated(n - 1)
             if n > 1:
@@ -179,12 +197,14 @@ def ellipsis_lines(view: View) -> float:
 
 def alphabetic_words(view: View) -> float:
     """Share of words that hold a letter (Gopher)."""
-    return _share(view.words, lambda word: word.isalpha() or any(map(str.isalpha, word)))
+    kinds = (word.isalpha() or any(map(str.isalpha, word)) for word in view.vocabulary)
+    with_letter = np.fromiter(kinds, dtype=bool, count=len(view.vocabulary))
+    return int(with_letter[view.numbers].sum()) / max(1, len(view.words))
 
 
 def stop_words(view: View) -> float:
     """How many of Gopher's eight English stop words occur."""
-    return len(_STOP_WORDS & {word.lower() for word in set(view.words)})
+    return len(_STOP_WORDS & {word.lower() for word in view.vocabulary})
 
 
 def lorem_ipsum(view: View) -> float:
@@ -209,22 +229,22 @@ def short_lines(view: View) -> float:
 
 def duplicate_lines(view: View) -> float:
     """Share of lines that stood earlier in the text (Gopher)."""
-    return _repeats(view.lines)[0]
+    return view.line_repeats[0]
 
 
 def duplicate_line_chars(view: View) -> float:
     """Share of characters inside such lines (Gopher)."""
-    return _repeats(view.lines)[1]
+    return view.line_repeats[1]
 
 
 def duplicate_paragraphs(view: View) -> float:
     """Share of paragraphs that stood earlier in the text (Gopher)."""
-    return _repeats(view.paragraphs)[0]
+    return view.paragraph_repeats[0]
 
 
 def duplicate_paragraph_chars(view: View) -> float:
     """Share of characters inside such paragraphs (Gopher)."""
-    return _repeats(view.paragraphs)[1]
+    return view.paragraph_repeats[1]
 
 
 def top_ngram(view: View, n: int) -> float:

@@ -74,13 +74,15 @@ class C4:
         if self.lorem_ipsum and (at := lower.find("lorem ipsum")) >= 0:
             return None, [drop(document, "c4.lorem_ipsum", 1, 0, at)]
         spaced = view_of(text).spaced
+        script = self.javascript and "javascript" in lower
+        notice = self.policies and _POLICY.search(lower) is not None  # most pages have neither: no line needs a look
         if self.curly_brackets and spaced and (at := text.find("{")) >= 0:
             return None, [drop(document, "c4.curly_bracket", 1, 0, at)]
         kept: list[str] = []
         removed: list[Dropped] = []
         sentences = start = 0
         for line in text.split("\n"):
-            failed = self._line(line, spaced) if line.strip() else None
+            failed = self._line(line, spaced, script, notice) if line.strip() else None
             if failed:
                 rule, value, limit = failed
                 removed.append(drop(document, f"c4.line_{rule}", value, limit, start, start + len(line)))
@@ -98,12 +100,11 @@ class C4:
             return None, [drop(document, "c4.sentences", 0, max(1, self.min_sentences))]
         return replace(document, text=left), removed
 
-    def _line(self, line: str, spaced: bool) -> tuple[str, float, float] | None:
-        """(rule, value, limit) of the first rule that a line breaks."""
-        lower = line.lower()
-        if self.javascript and "javascript" in lower:
+    def _line(self, line: str, spaced: bool, script: bool, notice: bool) -> tuple[str, float, float] | None:
+        """(rule, value, limit) of the first rule that a line breaks; `script`, `notice`: the page has such a line."""
+        if script and "javascript" in line.lower():
             return "javascript", 1, 0
-        if self.policies and _POLICY.search(lower):
+        if notice and _POLICY.search(line.lower()):
             return "policy", 1, 0
         if not spaced:
             return None

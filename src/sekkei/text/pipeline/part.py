@@ -127,7 +127,7 @@ class Recorder:
             "kept": None if len(self.kept) == self.count_in else self.kept,
             "seconds": self.seconds,
         }
-        ledger = [{name: getattr(row, name) for name in LEDGER_SCHEMA.names} for row in self.rows]
+        ledger = [vars(row) for row in self.rows]
         tables = {"ledger": _table(ledger, LEDGER_SCHEMA), "changed": _table(self.changed, CHANGED_SCHEMA)}
         return Entry(head, {name: table for name, table in tables.items() if table.num_rows})
 
@@ -243,7 +243,7 @@ def _changed(before: Document | None, row: dict[str, Any]) -> Document:
 
 
 def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=schema)
+    return pa.table({name: [row.get(name) for row in rows] for name in schema.names}, schema=schema)
 
 
 def _error_row(block: str, name: str, error: Exception) -> Dropped:
