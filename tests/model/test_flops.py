@@ -13,7 +13,7 @@ from sekkei.engine.engine import Engine
 from sekkei.engine.request import Request, Sampling
 from sekkei.model import logprobs
 from sekkei.model.attention import DenseAttend, explicit_attention
-from sekkei.model.config import ModelConfig
+from sekkei.model.config import ModelConfig, MoEConfig
 from sekkei.model.flops import count_parameters, flops_per_token, kv_bytes_per_token, training_bytes
 from sekkei.model.init import build
 
@@ -37,8 +37,21 @@ WIDE_HEADS = ModelConfig(
     tied_embeddings=True,
 )
 
+EXPERTS = replace(GROUPED, moe=MoEConfig(experts=8, active=2, shared=1, intermediate_size=48, first_dense=1))
+QWEN3_30B = ModelConfig(  # the published config.json of Qwen3-30B-A3B: "30.5B in total and 3.3B activated"
+    hidden_size=2048,
+    num_layers=48,
+    num_heads=32,
+    num_kv_heads=4,
+    head_dim=128,
+    intermediate_size=6144,
+    vocab_size=151_936,
+    qk_norm=True,
+    moe=MoEConfig(experts=128, active=8, intermediate_size=768, score="softmax"),
+)
 
-@pytest.mark.parametrize("config", [GROUPED, WIDE_HEADS])
+
+@pytest.mark.parametrize("config", [GROUPED, WIDE_HEADS, EXPERTS])
 def test_parameters_are_those_of_the_model(config: ModelConfig) -> None:
     own: dict[str, int] = {"embedding": 0, "attention": 0, "mlp": 0, "norms": 0, "lm_head": 0}
     for name, parameter in build(config, 0).named_parameters():
@@ -48,7 +61,14 @@ def test_parameters_are_those_of_the_model(config: ModelConfig) -> None:
     assert count_parameters(config) == own
 
 
-@pytest.mark.parametrize("config", [GROUPED, WIDE_HEADS])
+def test_a_published_mixture_of_experts() -> None:
+    total = sum(count_parameters(QWEN3_30B).values())
+    assert total == pytest.approx(30.5e9, rel=2e-3)
+    embedding = QWEN3_30B.vocab_size * QWEN3_30B.hidden_size
+    assert flops_per_token(QWEN3_30B, 0) / 6 + embedding == pytest.approx(3.3e9, rel=2e-2)
+
+
+@pytest.mark.parametrize("config", [GROUPED, WIDE_HEADS, EXPERTS, replace(EXPERTS, moe=replace(EXPERTS.moe, shared=0))])
 def test_flops_are_those_of_the_matmuls(config: ModelConfig) -> None:
     """A counter that watches the matmuls of forward and backward sees the same number, to the last FLOP."""
     model = build(config, 0)
@@ -71,7 +91,7 @@ def test_kv_bytes_are_those_of_a_cache(dtype: torch.dtype) -> None:
     assert held == 32 * 32 * kv_bytes_per_token(GROUPED, dtype)
 
 
-@pytest.mark.parametrize("config", [GROUPED, WIDE_HEADS, replace(GROUPED, qk_norm=False, num_kv_heads=1)])
+@pytest.mark.parametrize("config", [GROUPED, WIDE_HEADS, replace(GROUPED, qk_norm=False, num_kv_heads=1), EXPERTS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [64, 320])  # the explicit and the fused path in bf16
 def test_activations_are_what_autograd_saves(config: ModelConfig, dtype: torch.dtype, tokens: int) -> None:

@@ -178,7 +178,7 @@ def test_the_bias_moves_by_the_sign_of_the_load_s_error() -> None:
     second.count(torch.tensor([1, 1, 1, 1, 1, 1]))
     with torch.no_grad():
         second.bias.fill_(0.25)
-    assert balance(model, lambda x: 2 * x) == pytest.approx((2.5 + 1) / 2)
+    assert float(balance(model, lambda x: 2 * x)) == pytest.approx((2.5 + 1) / 2)
     assert first.bias.tolist() == pytest.approx([-0.001, 0.001, 0, 0, 0, 0.001])
     assert second.bias.tolist() == [0.25] * 6
     assert first.load is None
@@ -214,7 +214,7 @@ def imbalance(bias_rate: float, steps: int) -> list[float]:
         (-out.logprobs.mean()).backward()
         optimizer.step(step)
         assert optimizer.imbalance is not None
-        found.append(optimizer.imbalance)
+        found.append(float(optimizer.imbalance))
     return found
 
 

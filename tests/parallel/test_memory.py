@@ -142,9 +142,9 @@ def test_uneven_slices_by_hand() -> None:
 def test_every_parameter_is_in_the_table() -> None:
     for model in (case.CONFIG, ODD, replace(ODD, tied_embeddings=True)):
         by_name: dict[str, tuple[int, ...]] = {}
-        for name, shape, times in parameter_table(model):
-            for layer in range(times):
-                by_name[name.replace("layers.0.", f"layers.{layer}.")] = shape
+        for name, shape, layers in parameter_table(model):
+            for layer in layers:
+                by_name[name.replace(f"layers.{layers[0]}.", f"layers.{layer}.")] = shape
         assert by_name == {name: tuple(shape) for name, shape in parameter_shapes(model).items()}
 
 

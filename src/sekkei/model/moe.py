@@ -166,7 +166,7 @@ def biases(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @torch.no_grad()
-def balance(model: nn.Module, total: Callable[[Tensor], Tensor]) -> float | None:
+def balance(model: nn.Module, total: Callable[[Tensor], Tensor]) -> Tensor | None:
     """Move every trained router's bias by what was counted since the last call, and begin to count anew.
 
     Args:
@@ -183,7 +183,7 @@ def balance(model: nn.Module, total: Callable[[Tensor], Tensor]) -> float | None
         direction = torch.sign(load.sum() - len(load) * load)
         router.bias.add_(direction.to(router.bias.dtype), alpha=router.moe.bias_rate)
         router.load = None
-    return float((counted.amax(1) * counted.shape[1] / counted.sum(1).clamp(min=1)).mean())
+    return (counted.amax(1) * counted.shape[1] / counted.sum(1).clamp(min=1)).mean()
 
 
 def forget_loads(model: nn.Module) -> None:

@@ -1,10 +1,12 @@
 """Seconds of one optimizer step under a layout, estimated from a data sheet: a ranking aid, not a forecast.
 
-    step = (compute + tp + cp + pp) (1 + bubble) + data
+    step = (compute + tp + ep + cp + pp) (1 + bubble) + data
 
     compute   rows · T · (6 P + 12 L T N H) / (gpus · peak · utilisation), 4/3 of it with recomputation
     tp        4 L + 2 sums of [M, D] per micro-batch (two per block forward, two backward; embedding, head), 2 L more
               with recomputation. A sum moves 2 (n-1)/n of its bytes; the sequence cut too, two halves of that
+    ep        4 exchanges of k M rows [D] per micro-batch and layer with experts (there and back, forward and backward),
+              2 more with recomputation, of which (ep - 1) / ep leaves the rank, as if loads were balanced
     cp        cp - 1 hops of keys and values forward and backward, cp hops of their float32 gradients; what attention's
               own time hides of it is free. Gathered instead: as many bytes but one hop, and nothing is hidden
     pp        hidden states to the next stage and gradients back, for each stage of a rank and micro-batch
@@ -15,7 +17,7 @@
                        one all-gather of weights                  stage 3  all-gather, again with `reshard`, and a wide
                                                                            reduce-scatter per micro-batch
               stages 0 to 2 wait for it (zero.py); stage 3 fetches ahead, so that what is longer than the computation
-              counts, and at least one block's share
+              counts, and at least one block's share. Spread experts: the same over dp · cp / ep ranks
 
 Links: ranks are numbered with tp innermost, then cp, shard, replicate, pp; an axis whose ranks are in one node has the
 node's link. Else collectives over k ranks of each node use k network cards, as NCCL's rings do. Hops of a ring, and
@@ -37,7 +39,7 @@ from sekkei.core.errors import ConfigError
 from sekkei.core.hardware import GIB, dense_bf16_flops
 from sekkei.model.flops import flops_per_token
 from sekkei.parallel.layout import Layout, Recompute
-from sekkei.parallel.memory import Job, block_and_root, hidden_bytes, kv_width, micro_tokens
+from sekkei.parallel.memory import Job, held_parameters, hidden_bytes, kv_width, layers_here, micro_tokens, routed_bytes
 
 UTILISATION = 0.5
 LINK_SHARE = 0.8
@@ -130,6 +132,7 @@ def step_seconds(job: Job, layout: Layout, cluster: Cluster) -> dict[str, float]
     busy = {
         "compute": compute,
         "tp": passes * _tensor_seconds(job, layout, cluster),
+        "ep": passes * _exchange_seconds(job, layout, cluster),
         "cp": passes * _ring_seconds(job, layout, cluster),
         "pp": passes * _stage_seconds(job, layout, cluster),
     }
@@ -161,6 +164,16 @@ def tensor_bytes(job: Job, layout: Layout) -> tuple[float, int]:
     return 2 * (layout.tp - 1) / layout.tp * one * sums, sums * (2 if layout.sequence_parallel else 1)
 
 
+def exchange_bytes(job: Job, layout: Layout) -> tuple[float, int]:
+    """Bytes that a rank sends per micro-batch to and from experts, and in how many collectives."""
+    if layout.ep == 1:
+        return 0.0, 0
+    layers = sum(layer >= job.model.dense_layers for layer in layers_here(job.model, layout, layout.pp - 1))
+    again = layout.recompute == "full"
+    moved = (layout.ep - 1) / layout.ep * routed_bytes(job, layout)
+    return layers * (6 if again else 4) * moved, layers * (8 if again else 5)  # counts go before rows
+
+
 def ring_bytes(job: Job, layout: Layout) -> tuple[float, int]:
     """Bytes that a rank sends per micro-batch along cp, and in how many hops."""
     if layout.cp == 1:
@@ -174,29 +187,39 @@ def ring_bytes(job: Job, layout: Layout) -> tuple[float, int]:
 
 
 def data_bytes(job: Job, layout: Layout) -> dict[str, float]:
-    """Bytes that a rank sends per step for gradients and weights: `shard` along the sharding ranks, `replicate`."""
-    n = layout.dp * layout.cp // layout.replicate
-    block, root = block_and_root(job.model, layout)
-    blocks, passes = job.model.num_layers // layout.pp * block, job.passes(layout)
-    parameters = root + blocks
-    w, wide, moved = job.weight, job.wide, (n - 1) / n
+    """Bytes that a rank sends per step for gradients and weights: `shard` along the sharding ranks, `replicate`, and
+    `experts` along those that hold the same ones.
+    """
+    held, passes, r = held_parameters(job.model, layout), job.passes(layout), layout.replicate
+    n = layout.dp * layout.cp // r
+    blocks = held.blocks - held.spread
+    summed = passes * 2 * (r - 1) / r * job.wide * (held.root + blocks) / n if layout.zero == 3 else 0.0
+    return {
+        "shard": (n - 1) / n * _moved(job, layout, held.root, blocks),
+        "replicate": summed,
+        "experts": (1 - layout.ep / (n * r)) * _moved(job, layout, 0, held.spread),
+    }
+
+
+def _moved(job: Job, layout: Layout, root: int, blocks: int) -> float:
+    """Bytes of gradients and weights per step that all but one of the sharding ranks send on."""
+    w, wide, passes = job.weight, job.wide, job.passes(layout)
     if layout.zero == 3:
         again = blocks if layout.reshard else 0
-        per_pass = w * (parameters + again) + wide * parameters
-        r = layout.replicate
-        return {
-            "shard": passes * moved * per_pass,
-            "replicate": passes * 2 * (r - 1) / r * wide * parameters / n,
-        }
+        return passes * (w * (root + blocks + again) + wide * (root + blocks))
     if layout.zero == 0:
-        return {"shard": 2 * moved * w * parameters, "replicate": 0.0}
-    times = passes if layout.zero == 2 else 1
-    return {"shard": moved * parameters * (times * wide + w), "replicate": 0.0}
+        return 2 * w * (root + blocks)
+    return (root + blocks) * ((passes if layout.zero == 2 else 1) * wide + w)
 
 
 def _tensor_seconds(job: Job, layout: Layout, cluster: Cluster) -> float:
     moved, calls = tensor_bytes(job, layout)
     return moved / cluster.link(1, layout.tp, one_card=True) + calls * COLLECTIVE_SECONDS
+
+
+def _exchange_seconds(job: Job, layout: Layout, cluster: Cluster) -> float:
+    moved, calls = exchange_bytes(job, layout)
+    return moved / cluster.link(layout.tp, layout.ep) + calls * COLLECTIVE_SECONDS
 
 
 def _ring_seconds(job: Job, layout: Layout, cluster: Cluster) -> float:
@@ -235,6 +258,7 @@ def _data_seconds(job: Job, layout: Layout, cluster: Cluster, compute: float) ->
     shards = layout.dp * layout.cp // layout.replicate
     seconds = moved["shard"] / cluster.link(layout.tp, shards)
     seconds += moved["replicate"] / cluster.link(layout.tp * shards, layout.replicate)
+    seconds += moved["experts"] / cluster.link(layout.tp * layout.ep, layout.dp * layout.cp // layout.ep)
     if layout.zero != 3:
         return seconds
     calls = job.passes(layout) * 3 * job.model.num_layers // layout.pp

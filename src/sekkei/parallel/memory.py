@@ -28,7 +28,10 @@ activations of as many micro-batches as its schedule lets in before the first on
 
 (Narayanan et al. 2021, section 2.2; zero_bubble holds inputs of postponed weight gradients on top, not counted.)
 
-It does not handle experts, offloading, Muon, or the allocator's fragments.
+Experts: a rank has E / ep of each layer, N is dp · cp / ep for them, and its rows are taken as its share, as if loads
+were balanced. Routers' biases lie whole and wide on every rank, without gradients.
+
+It does not handle offloading, Muon, or the allocator's fragments.
 
 Shapes: `L` layers, `D` width, `N` query heads, `K` key/value heads, `H` head width, `F` inner width, `V` vocabulary,
 `M` tokens of a micro-batch on one rank.
@@ -44,8 +47,9 @@ from typing import Literal
 
 from sekkei.core.errors import ConfigError
 from sekkei.model.config import ModelConfig
-from sekkei.model.flops import count_parameters
+from sekkei.model.flops import cast_weights, saved_by_mlp
 from sekkei.model.logprobs import GPU_CHUNK_ELEMENTS, KEEP_ELEMENTS
+from sekkei.parallel.experts import is_expert
 from sekkei.parallel.layout import CHUNKS, Layout
 from sekkei.parallel.tensor import cut_dim
 from sekkei.parallel.zero import BUCKET_ELEMENTS
@@ -113,11 +117,11 @@ def textbook_bytes(stage: int, ranks: int) -> float:
     return (16.0, 4 + 12 / ranks, 2 + 14 / ranks, 16 / ranks)[stage]
 
 
-def parameter_table(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], int]]:
-    """(name, shape, how often) of every parameter; names of the first layer stand for all."""
-    d, f, h = model.hidden_size, model.intermediate_size, model.head_size
-    a, c, layers = model.num_heads * h, model.num_kv_heads * h, model.num_layers
-    yield "embed.weight", (model.vocab_size, d), 1
+def parameter_table(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], range]]:
+    """(name in the first of them, shape, layers that have it) of every parameter; what is in no layer has one."""
+    d, h, one = model.hidden_size, model.head_size, range(1)
+    a, c, layers = model.num_heads * h, model.num_kv_heads * h, range(model.num_layers)
+    yield "embed.weight", (model.vocab_size, d), one
     block = {
         "attention_norm": (d,),
         "attention.q_proj": (a, d),
@@ -125,29 +129,56 @@ def parameter_table(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], 
         "attention.v_proj": (c, d),
         "attention.o_proj": (d, a),
         "mlp_norm": (d,),
-        "mlp.gate_proj": (f, d),
-        "mlp.up_proj": (f, d),
-        "mlp.down_proj": (d, f),
     }
     if model.qk_norm:
         block |= {"attention.q_norm": (h,), "attention.k_norm": (h,)}
     for name, shape in block.items():
         yield f"layers.0.{name}.weight", shape, layers
-    yield "norm.weight", (d,), 1
+    for name, shape in _mlp("mlp", d, model.intermediate_size).items() if model.dense_layers else ():
+        yield f"layers.0.{name}.weight", shape, layers[: model.dense_layers]
+    if model.moe is not None:
+        first, moe = model.dense_layers, model.moe
+        some = {"mlp.router.weight": (moe.experts, d), "mlp.router.bias": (moe.experts,)}
+        for name, shape in _mlp("mlp.experts", d, moe.intermediate_size).items():
+            some[name] = (moe.experts, *shape)
+        if moe.shared:
+            shared = _mlp("mlp.shared", d, moe.shared * moe.intermediate_size)
+            some |= {f"{name}.weight": shape for name, shape in shared.items()}
+        for name, shape in some.items():
+            yield f"layers.{first}.{name}", shape, layers[first:]
+    yield "norm.weight", (d,), one
     if not model.tied_embeddings:
-        yield "lm_head.weight", (model.vocab_size, d), 1
+        yield "lm_head.weight", (model.vocab_size, d), one
+
+
+def _mlp(name: str, width: int, inner: int) -> dict[str, tuple[int, ...]]:
+    sizes = {"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)}
+    return {f"{name}.{part}": shape for part, shape in sizes.items()}
+
+
+def layers_here(model: ModelConfig, layout: Layout, stage: int) -> list[int]:
+    """Layers of pipeline rank `stage`: its stages are pp apart."""
+    each = model.num_layers // layout.stages
+    return [layer for layer in range(model.num_layers) if layer // each % layout.pp == stage]
+
+
+def local_table(model: ModelConfig, layout: Layout, stage: int) -> tuple[tuple[str, tuple[int, ...], int], ...]:
+    """(name, shape, how often) on one tensor- and expert-parallel rank of pipeline rank `stage`."""
+    return _local_table(model, Layout(tp=layout.tp, pp=layout.pp, schedule=layout.schedule), layout.ep, stage)
 
 
 @lru_cache
-def local_table(model: ModelConfig, tp: int, pp: int, stage: int) -> tuple[tuple[str, tuple[int, ...], int], ...]:
-    """`parameter_table` of one tensor-parallel rank on pipeline rank `stage` of `pp`."""
-    found = []
-    for name, shape, times in parameter_table(model):
-        cut, inside = cut_dim(name), name.startswith("layers.")
-        home = 0 if name.startswith("embed.") else pp - 1
-        if inside or stage == home:
-            local = tuple(size // tp if dim == cut else size for dim, size in enumerate(shape))
-            found.append((name, local, times // pp if inside else times))
+def _local_table(
+    model: ModelConfig, layout: Layout, ep: int, stage: int
+) -> tuple[tuple[str, tuple[int, ...], int], ...]:
+    found, here = [], set(layers_here(model, layout, stage))
+    for name, shape, layers in parameter_table(model):
+        home = 0 if name.startswith("embed.") else layout.pp - 1
+        times = len(here.intersection(layers)) if name.startswith("layers.") else int(stage == home)
+        cut, parts = (0, ep) if is_expert(name) else (cut_dim(name), layout.tp)
+        if times:
+            local = tuple(size // parts if dim == cut else size for dim, size in enumerate(shape))
+            found.append((name, local, times))
     return tuple(found)
 
 
@@ -155,22 +186,29 @@ def state_bytes(model: ModelConfig, layout: Layout, weights: Weights, rank: int 
     """Parameters, gradients, masters and Adam's moments on `rank`, after backward and before the optimizer's step."""
     stage, inside = divmod(rank, layout.world // layout.pp)
     data = inside // layout.tp
-    shards = layout.dp * layout.cp // layout.replicate
-    whole = own = rows = 0
-    for _, shape, times in local_table(model, layout.tp, layout.pp, stage):
-        size = prod(shape)
+    whole = own = rows = biases = 0
+    for name, shape, times in local_table(model, layout, stage):
+        size, spread = prod(shape), layout.ep > 1 and is_expert(name)
+        if name.endswith(".router.bias"):
+            biases += times * size
+            continue
+        ranks, index = layout.dp * layout.cp, data
+        shards = ranks // layout.replicate
+        if spread:
+            shards, index = ranks // layout.ep, data // layout.ep
+            ranks = shards
         whole += times * size
-        own += times * _share(size, layout.dp * layout.cp, data)
-        rows += times * _share(shape[0], shards, data % shards) * prod(shape[1:])
+        own += times * _share(size, ranks, index)
+        rows += times * _share(shape[0], shards, index % shards) * prod(shape[1:])
     w = WEIGHT_BYTES[weights]
     wide = max(4, w)
     sums = wide if layout.reduce == "fp32" else w
     if layout.zero == 3:
-        return {"params": wide * rows, "grads": wide * rows, "master": 0, "moments": 2 * wide * rows}
+        return {"params": wide * (rows + biases), "grads": wide * rows, "master": 0, "moments": 2 * wide * rows}
     updated = own if layout.zero else whole
     grads = {0: sums * whole, 1: w * whole + (sums * own if sums > w else 0), 2: sums * own}[layout.zero]
     master = wide * updated if w < wide else 0  # else a view of the weights
-    return {"params": w * whole, "grads": grads, "master": master, "moments": 2 * wide * updated}
+    return {"params": w * whole + wide * biases, "grads": grads, "master": master, "moments": 2 * wide * updated}
 
 
 def _share(size: int, parts: int, index: int) -> int:
@@ -200,30 +238,32 @@ def activation_bytes(job: Job, layout: Layout, stage: int = 0) -> dict[str, int]
         over tp                    s (A + F), s 3 F, s (A + 2 C), 4 · 2 (A + C), 4 N
         over tp with the sequence  4 · 4 D: the norms stand outside of `gather`
         not cut                    s c D: inputs of projections are gathered; the mask, s T (none with cp: the ring's
-                                   blocks make theirs)
+                                   blocks make theirs); all of experts, whose tokens are data ranks'
 
     With `full` recomputation: one block whole, and 4 D per token for every block's input. With `selective`: neither the
     mask nor 4 N (the statistics of a fused kernel's softmax), but for one block.
     """
     model, s, tp = job.model, job.compute, layout.tp
-    d, f, h = model.hidden_size, model.intermediate_size, model.head_size
+    d, h, here = model.hidden_size, model.head_size, layers_here(model, layout, stage)
     a, c = model.num_heads * h, model.num_kv_heads * h
     sequence = tp if layout.sequence_parallel else 1
     residual = max(4, s)
     autocast = s < residual
-    cut = s * (a + f) + 3 * s * f + s * (a + 2 * c) + (2 * residual * (a + c) if model.qk_norm else 0)
-    layer = cut // tp + 4 * residual * d // sequence + s * (5 if autocast else 2) * d
+    cut = s * a + s * (a + 2 * c) + (2 * residual * (a + c) if model.qk_norm else 0)
+    inputs = s * (2 if autocast else 1) * d  # of the MLP
+    mlps = [saved_by_mlp(model, i, s) - inputs for i in here]
+    each = [(cut + mlp) // tp + 4 * residual * d // sequence + s * (3 if autocast else 1) * d + inputs for mlp in mlps]
     scores = residual * model.num_heads // tp + (s * job.context if layout.cp == 1 else 0)
     tokens, layers, last = micro_tokens(job, layout), held_layers(job, layout, stage), stage == layout.pp - 1
+    held = layers * sum(each) // len(here)
     blocks = {
-        "none": layers * (layer + scores),
-        "selective": layers * layer + scores,
-        "full": layer + scores + layers * residual * d // sequence,
+        "none": held + layers * scores,
+        "selective": held + scores,
+        "full": max(each) + scores + layers * residual * d // sequence,
     }[layout.recompute]
     end = 2 * residual * d // sequence + residual * d if last else 0
-    counts = count_parameters(model)
-    matrices = (counts["attention"] + counts["mlp"]) // model.num_layers
-    casts = s * layers * matrices // tp if s < job.weight else 0  # autograd keeps each forward pass's own
+    matrices = layers * sum(cast_weights(model, i, layout.ep) for i in here) // len(here)
+    casts = s * matrices // tp if s < job.weight else 0  # autograd keeps each forward pass's own
     logits = _logit_bytes(job, layout) if last else 0
     return {"activations": tokens * (blocks + end), "casts": casts, "logits": logits}
 
@@ -237,11 +277,28 @@ def _logit_bytes(job: Job, layout: Layout) -> int:
     return (s * logits if logits <= KEEP_ELEMENTS else 0) + 3 * wide * min(logits, GPU_CHUNK_ELEMENTS)
 
 
-def block_and_root(model: ModelConfig, layout: Layout, stage: int = 0) -> tuple[int, int]:
-    """Parameters of one block, and of what lies outside of blocks, on one rank of a pipeline stage."""
-    sizes = [(name, prod(shape)) for name, shape, _ in local_table(model, layout.tp, layout.pp, stage)]
-    block = sum(size for name, size in sizes if name.startswith("layers."))
-    return block, sum(size for _, size in sizes) - block
+@dataclass(frozen=True)
+class Held:
+    """Parameters on one rank of a pipeline stage: outside of blocks, in all blocks, of those in spread experts; and in
+    the largest block.
+    """
+
+    root: int
+    blocks: int
+    spread: int
+    largest: int
+
+
+def held_parameters(model: ModelConfig, layout: Layout, stage: int = 0) -> Held:
+    """Before ZeRO divides them; without routers' biases, which no gradient reaches."""
+    local = local_table(model, layout, stage)
+    table = [(name, prod(shape), times) for name, shape, times in local if not name.endswith(".router.bias")]
+    blocks = sum(size * times for name, size, times in table if name.startswith("layers."))
+    spread = sum(size * times for name, size, times in table if layout.ep > 1 and is_expert(name))
+    mlp = sum(size for name, size, _ in table if ".mlp." in name and name.startswith("layers.0."))
+    experts = sum(size for name, size, _ in table if ".mlp." in name) - mlp
+    rest = sum(size for name, size, _ in table if name.startswith("layers.") and ".mlp." not in name)
+    return Held(sum(size * times for _, size, times in table) - blocks, blocks, spread, rest + max(mlp, experts))
 
 
 def buffer_bytes(job: Job, layout: Layout, stage: int = 0) -> dict[str, int]:
@@ -254,18 +311,17 @@ def buffer_bytes(job: Job, layout: Layout, stage: int = 0) -> dict[str, int]:
     stage 0     a bucket, flat
     cp          keys and values: two in transit, or the whole row's; their gradients, wide: as many
     tp          a copy of what is summed
+    ep          rows on their way to experts, and as many on their way back
     pp          hidden states and their gradients: torch allots a buffer to every micro-batch, and keeps it
     """
     model, w, wide = job.model, job.weight, job.wide
-    block, root = block_and_root(model, layout, stage)
-    layers, gathered = model.num_layers // layout.pp, 0
+    held, gathered = held_parameters(model, layout, stage), 0
     if layout.zero == 3:
-        blocks = min(2, layers) if layout.reshard else layers
-        gathered = w * (root + blocks * block)
-        buckets = wide * (root + 2 * block)
+        gathered = w * (held.root + (min(2 * held.largest, held.blocks) if layout.reshard else held.blocks))
+        buckets = wide * (held.root + 2 * held.largest)
     else:
-        largest = max(prod(shape) for _, shape, _ in local_table(model, layout.tp, layout.pp, stage))
-        bucket = max(largest, min(BUCKET_ELEMENTS, root + layers * block))
+        largest = max(prod(shape) for _, shape, _ in local_table(model, layout, stage))
+        bucket = max(largest, min(BUCKET_ELEMENTS, held.root + held.blocks))
         buckets = w * bucket if layout.dp * layout.cp > 1 else 0
         if layout.zero:
             buckets += w * bucket + (wide * bucket if w < wide else 0) + wide * bucket // (layout.dp * layout.cp)
@@ -277,6 +333,8 @@ def buffer_bytes(job: Job, layout: Layout, stage: int = 0) -> dict[str, int]:
         buckets += copies * tokens * kv_width(model, layout) * (job.compute + max(4, job.compute))
     if layout.tp > 1:
         buckets += tokens * model.hidden_size * job.compute
+    if layout.ep > 1:
+        buckets += 2 * routed_bytes(job, layout)
     if layout.pp > 1:
         edges = 2 * (layout.stages // layout.pp) - (stage in (0, layout.pp - 1))
         buckets += edges * job.passes(layout) * hidden_bytes(job, layout)
@@ -287,6 +345,12 @@ def hidden_bytes(job: Job, layout: Layout) -> int:
     """What one pipeline stage sends to the next for a micro-batch."""
     cut = layout.tp if layout.sequence_parallel else 1
     return micro_tokens(job, layout) * job.model.hidden_size * job.weight // cut
+
+
+def routed_bytes(job: Job, layout: Layout) -> int:
+    """What a rank sends to the experts of one layer for a micro-batch, its own share included."""
+    active = job.model.moe.active if job.model.moe else 0
+    return micro_tokens(job, layout) * active * job.model.hidden_size * job.compute
 
 
 def kv_width(model: ModelConfig, layout: Layout) -> int:

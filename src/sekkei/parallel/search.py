@@ -2,6 +2,7 @@
 
     pp · dp · cp · tp = gpus    zero 0 … 3, at 3 `reshard` and groups that replicate    sequence cut or not
     pipelines: 1f1b, interleaved, zero_bubble, with zero 0 and 1    with and without recomputation
+    ep, where the model has experts: every number of data ranks that divides them
 
 A layout fits if a rank's estimated peak (memory.py) and the reserve leave nothing over. Among equal times the one that
 needs less memory is better. Layouts that do not fit are told by what they lack, the fastest ones first.
@@ -9,7 +10,7 @@ needs less memory is better. Layouts that do not fit are told by what they lack,
 Not searched, but priced on demand: selective recomputation, gpipe (1f1b's time, more memory), gathered keys and values
 in place of the ring, pipelines with zero 2 and 3, which reduce or gather for every micro-batch.
 
-It does not handle experts, or other sizes of micro-batches than the one asked for.
+It does not handle other sizes of micro-batches than the one asked for.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def search(job: Job, cluster: Cluster) -> Found:
         `refused` counts layouts by the key that refuses them.
     """
     fitting, others, refused = [], [], dict[str, int]()
-    for layout in candidates(cluster):
+    for layout in (spread for base in candidates(cluster) for spread in _spread(base, job)):
         try:
             plans = [price(job, replace(layout, recompute=recompute), cluster) for recompute in RECOMPUTES]
         except ConfigError as error:
@@ -135,6 +136,13 @@ def candidates(cluster: Cluster) -> Iterator[Layout]:
                     dp = gpus // pp // tp // cp
                     base = Layout(pp=pp, dp=dp, cp=cp, tp=tp, sequence_parallel=sequence)
                     yield from _piped(base) if pp > 1 else _flat(base, cluster)
+
+
+def _spread(base: Layout, job: Job) -> Iterator[Layout]:
+    moe = job.model.moe
+    for ep in _divisors(base.dp // base.replicate * base.cp) if moe else (1,):
+        if ep == 1 or (moe and moe.experts % ep == 0):
+            yield replace(base, ep=ep)
 
 
 def _piped(base: Layout) -> Iterator[Layout]:

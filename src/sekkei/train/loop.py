@@ -149,7 +149,7 @@ class Loop:
             figures["lr"] = trainee.optimizer.step(step)
             trainee.parts.publish()
             if trainee.optimizer.imbalance is not None:
-                figures["experts_max_over_mean"] = trainee.optimizer.imbalance
+                figures["experts_max_over_mean"] = float(trainee.optimizer.imbalance)
         else:
             trainee.optimizer.zero_grad()
             trainee.parts.publish()  # nothing new, but gradients are forgotten where they lie

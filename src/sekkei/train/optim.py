@@ -160,7 +160,7 @@ class Optimizer:
         placed: Placed | None = None,
     ) -> None:
         self.config, self.steps, self.model = config, steps, model
-        self.imbalance: float | None = None
+        self.imbalance: Tensor | None = None
         self.where = where = placed or Plain(model)
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.dims = {name: parameter.ndim for name, parameter in trained.items()}
