@@ -1,14 +1,17 @@
 """Cleaning beside datatrove: megabytes of pages per second of one core, and memory, on the same web archives.
 
-    python benchmarks/data.py --peer /tmp/dtenv/bin/python [--megabytes 50] [--repeats 3] [--out benchmarks/results/data.json]
+    python benchmarks/data.py --peer /tmp/dtenv/bin/python [--megabytes 50] [--repeats 3] [--cases same]
 
-The peer lives in an environment of its own: pip install 'datatrove[processing]==0.10.1' 'xxhash<4' resiliparse py3langid.
+The peer lives in an environment of its own: pip install 'datatrove==0.10.1' 'xxhash<4' resiliparse py3langid
+trafilatura lxml_html_clean warcio faust-cchardet python-magic spacy nltk tokenizers pyahocorasick fasteners tldextract ftfy regex.
 Pages are made of real ones (../shared/data/warc, and what pydoc renders): each is a real page whose words are replaced,
 a share of them, by others of its kind, so that there are new pages, near copies of every degree, and exact copies.
+Cases may be run one by one: what the result file holds about the same corpus stays.
 
     default     ours: the default blocks          theirs: the FineWeb pipeline (trafilatura, URL, Gopher, C4, FineWeb,
                                                   MinHash, PII), language left out (its model is a download)
-    same        both: resiliparse by one call, py3langid, Gopher, C4, FineWeb, MinHash 14 × 8, e-mail and IP; words by space
+    same        both: resiliparse by one call, py3langid, Gopher, C4, FineWeb, MinHash 14 × 8, e-mail and IP;
+                words parted at spaces
     trafilatura the same rules behind trafilatura on both sides (`favor_precision`, no duplicates filter)
 
 One process works at a time (datatrove's extractor works in a child while its parent waits). Runs alternate. CPU seconds
@@ -188,20 +191,13 @@ def compare(case: str, corpus: Path, megabytes: float, repeats: int, work: Path,
         found["kept"] = kept(work)
     for side, rows in runs.items():
         median = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-        rate = {"mb_per_cpu_s": round(megabytes / median["cpu_s"], 2), "mb_per_s": round(megabytes / median["wall_s"], 2)}
+        rate = {
+            key: round(megabytes / median[of], 2) for key, of in (("mb_per_cpu_s", "cpu_s"), ("mb_per_s", "wall_s"))
+        }
         found[side] = {**median, **rate, "runs": rows}
     found["ratio_cpu"] = round(found["ours"]["mb_per_cpu_s"] / found["theirs"]["mb_per_cpu_s"], 2)
     found["ratio_wall"] = round(found["ours"]["mb_per_s"] / found["theirs"]["mb_per_s"], 2)
     return found
-
-
-def index_bytes(documents: int) -> dict[str, float]:
-    """Bytes per document that deciding about duplicates takes in the parent, by a run of `resolve` in a fresh process."""
-    code = f"import benchmarks_data as b; print(b.resolve_peak({documents}))"
-    shim = f"import sys, importlib.util as u; s = u.spec_from_file_location('benchmarks_data', {str(Path(__file__))!r}); "
-    shim += "m = u.module_from_spec(s); sys.modules['benchmarks_data'] = m; s.loader.exec_module(m); "
-    done = subprocess.run([sys.executable, "-c", shim + code], check=True, capture_output=True, text=True)
-    return json.loads(done.stdout)
 
 
 def resolve_peak(documents: int) -> str:
@@ -256,7 +252,11 @@ def main() -> None:
     parser.add_argument("--sizes", default="12,25,50,100", help="megabytes at which our peak memory is measured")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sekkei-data-benchmark")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "data.json")
+    parser.add_argument("--index", type=int, default=0, help="only the bytes that an index of so many documents takes")
     options = parser.parse_args()
+    if options.index:
+        print(resolve_peak(options.index))
+        return
     work = options.work
     work.mkdir(parents=True, exist_ok=True)
     corpora = {}
@@ -268,12 +268,16 @@ def main() -> None:
         corpora[size] = (folder, json.loads(about.read_text()))
     folder, about = corpora[options.megabytes]
     result: dict[str, Any] = {
-        "command": " ".join(["python", "benchmarks/data.py", *sys.argv[1:]]),
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()},
-        "versions": {name: importlib.metadata.version(name) for name in ("resiliparse", "FastWARC", "numpy", "pyarrow")},
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("resiliparse", "FastWARC", "numpy", "pyarrow")
+        },
         "corpus": about,
         "cases": {},
     }
+    if options.out.is_file() and (before := json.loads(options.out.read_text()))["corpus"] == about:
+        result = {**before, "commands": before["commands"]}  # cases may be run one by one
+    result.setdefault("commands", []).append(" ".join(["python", "benchmarks/data.py", *sys.argv[1:]]))
     for case in filter(None, options.cases.split(",")):
         result["cases"][case] = compare(case, folder, about["megabytes"], options.repeats, work, options.peer)
         print(json.dumps({case: {k: v for k, v in result["cases"][case].items() if k.startswith("ratio")}}), flush=True)
@@ -284,7 +288,9 @@ def main() -> None:
         print(f"memory {size} MB: {memory[size]} MB", flush=True)
     if memory:
         result["peak_mb_by_corpus_mb"] = memory
-        result["index_bytes_per_document"] = index_bytes(500_000)
+        alone = [sys.executable, __file__, "--peer", options.peer, "--index", "500000"]  # in a process of its own
+        done = subprocess.run(alone, check=True, capture_output=True, text=True)
+        result["index_bytes_per_document"] = json.loads(done.stdout)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(options.out)

@@ -87,8 +87,10 @@ def filters(same: str) -> list:
             FineWebQualityFilter(),
         ]
     words = Spaces()
+    precise = Trafilatura(favour_precision=True, timeout=SECONDS, deduplicate=False)
+    extractor = Resiliparse() if same == "resiliparse" else precise
     return [
-        Resiliparse() if same == "resiliparse" else Trafilatura(favour_precision=True, timeout=SECONDS, deduplicate=False),
+        extractor,
         in_language(0.65),
         GopherRepetitionFilter(language=words),
         GopherQualityFilter(language=words),
@@ -130,7 +132,10 @@ def main() -> None:
         JsonlWriter(folders["kept"]),
         logs=logs / "5",
     )
-    kept = sum(1 for path in (options.out / "kept").rglob("*.jsonl.gz") for _ in gzip.open(path))
+    kept = 0
+    for path in (options.out / "kept").rglob("*.jsonl.gz"):
+        with gzip.open(path) as file:
+            kept += sum(1 for _ in file)
     (options.out / "kept.txt").write_text(f"{kept}\n", encoding="utf-8")
 
 
