@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from sekkei.engine.engine import Engine
 from sekkei.engine.request import Request, Sampling
 from sekkei.llm import LLM, LLMError, Message, Settings, Usage, assistant, system, user
 from sekkei.llm.engine import EngineBackend
+from sekkei.llm.protocol import Call
 from sekkei.llm.words import Words, read
 from sekkei.model.attention import DenseAttend
 from sekkei.model.config import ModelConfig
@@ -220,3 +225,52 @@ def test_nothing_is_lost_when_a_reply_ends_inside_a_possible_stop(tokenizer: Tok
 
 def test_assistant_is_a_message() -> None:
     assert assistant("x") == {"role": "assistant", "content": "x"}
+
+
+def test_the_same_program_forms_the_same_batches(engine: Engine, tokenizer: Tokenizer) -> None:
+    """Tasks of unequal length that ask, score and ask again: who stands together is no matter of the clock."""
+
+    def batches(seed: int) -> tuple[list[list[tuple[int, ...]]], list[str]]:
+        draw, seen = random.Random(seed), list[list[tuple[int, ...]]]()
+
+        class Slow(EngineBackend):
+            def _round(self, jobs: Sequence[Any]) -> list[Any]:
+                time.sleep(draw.random() / 50)
+                seen.append([job.prompt_ids for job in jobs if not callable(job)])
+                found = super()._round(jobs)
+                time.sleep(draw.random() / 50)
+                return found
+
+        llm = LLM(Slow(engine, tokenizer))
+
+        async def one(number: int) -> str:
+            said = ""
+            for turn in range(1 + number % 3):
+                asked = [user(f"add {number} and {turn}" + said)]
+                if (number + turn) % 2:
+                    await llm.aloglikelihood(asked, [" one", " two"])
+                reply = await llm.achat(asked, Settings(temperature=1.0, max_tokens=6, seed=number))
+                said += reply.text
+            return said
+
+        async def everybody() -> list[str]:
+            return list(await asyncio.gather(*(one(number) for number in range(9))))
+
+        return seen, asyncio.run(everybody())
+
+    first, again = batches(1), batches(2)
+    assert first == again
+    assert max(map(len, first[0])) > 3
+
+
+def test_closing_lets_nobody_wait_for_ever(engine: Engine, tokenizer: Tokenizer) -> None:
+    backend = EngineBackend(engine, tokenizer)
+    call = Call(messages=(user("add"),), settings=Settings(max_tokens=4))
+
+    async def closed_under_way() -> list[Any]:
+        waiting = [asyncio.ensure_future(backend.answer(call)) for _ in range(3)]
+        await asyncio.sleep(0)
+        await backend.close()
+        return await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+
+    assert all(isinstance(found, BaseException) for found in asyncio.run(closed_under_way()))

@@ -2,10 +2,15 @@
 
     messages ──chat template──> ids ──Engine.generate──> ids ──decode──> (<think>thinking</think>) text
 
-Calls that arrive while the engine works wait together and are decoded together in one batch, in a thread of their
-own, so the event loop stays free. What a sample draws depends on its own seed alone, so the company it is decoded in
-does not matter (up to the rounding of a matmul, see engine/sampling.py). `name` holds a hash of the weights: a cache
-never mixes two trainings of one run.
+Calls are answered in rounds: what the caller's tasks ask for while a round is worked on waits, and is taken together in
+the next one, in a thread of its own, so the event loop stays free:
+
+    tasks ──ask──> waiting ──loop has settled──> one round (one batch of samples, all scores) ──all at once──> tasks
+
+What a sample draws depends on its own seed alone, but the rounding of a matmul on its company in the batch
+(engine/sampling.py). Rounds begin when no task asks for more and end for all tasks at once, never by the clock, so the
+same program forms the same batches and gets the same bits. `name` holds a hash of the weights: a cache never mixes two
+trainings of one run.
 
 A model that was only pretrained knows no turns: the contents of the messages, joined by line ends, are continued.
 `Settings.stop` texts that are one token stop the model; longer ones cut the reply afterwards, and the tokens behind
@@ -18,8 +23,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import weakref
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sekkei.core.errors import UserError
@@ -42,6 +49,15 @@ if TYPE_CHECKING:
     from sekkei.text.tokenizer import Tokenizer
 
 SCORED_ROWS = 64  # continuations in one forward pass
+SETTLED = 24  # turns of the event loop without a new call: more than a strategy needs from one reply to its next call
+
+
+@dataclass
+class _Rounds:
+    """What waits on one event loop, and the task that works on it."""
+
+    waiting: list[tuple[Callable[[], Any] | Request, asyncio.Future[Any]]] = field(default_factory=list)
+    worker: asyncio.Task[None] | None = None
 
 
 class EngineBackend:
@@ -56,8 +72,7 @@ class EngineBackend:
     def __init__(self, engine: Engine, tokenizer: Tokenizer, *, base: bool = False, name: str = "engine") -> None:
         self.engine, self.tokenizer, self.base, self._label = engine, tokenizer, base, name
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="sekkei-engine")
-        self._lock = threading.Lock()
-        self._waiting: list[tuple[Request, Future[list[Completion]]]] = []
+        self._rounds: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Rounds] = weakref.WeakKeyDictionary()
 
     @property
     def name(self) -> str:
@@ -77,12 +92,7 @@ class EngineBackend:
     async def answer(self, call: Call) -> tuple[Reply, ...]:
         check(self.name, self.capabilities, call)
         request = self._request(call)
-        future: Future[list[Completion]] = Future()
-        with self._lock:
-            self._waiting.append((request, future))
-        await asyncio.sleep(0)  # calls that were started together are queued before the first is taken
-        self._pool.submit(self._drain)
-        completions = await asyncio.wrap_future(future)
+        completions: list[Completion] = await self._in_a_round(request)
         return tuple(
             self._reply(call, request, done.token_ids, done.logprobs, done.finish_reason, i)
             for i, done in enumerate(completions)
@@ -130,11 +140,8 @@ class EngineBackend:
             if not ids:
                 raise LLMError(f"{self.name}: continuation {text!r} is empty; there is nothing to score")
             self._check([*prompt, *ids[:-1]])
-        loop = asyncio.get_running_loop()
-        found: list[tuple[float, bool]] = []
-        for begin in range(0, len(rows), SCORED_ROWS):
-            part = rows[begin : begin + SCORED_ROWS]
-            found += await loop.run_in_executor(self._pool, self._score, prompt, part)
+        parts = [rows[begin : begin + SCORED_ROWS] for begin in range(0, len(rows), SCORED_ROWS)]
+        found = await self._in_a_round(lambda: [one for part in parts for one in self._score(prompt, part)])
         return tuple(
             Score(logprob, len(ids), greedy, Usage(len(prompt) + len(ids), 0))
             for ids, (logprob, greedy) in zip(rows, found)
@@ -187,21 +194,60 @@ class EngineBackend:
                 ids += self.tokenizer.encode_trusted(THINK_END)
         return ids + self.tokenizer.encode(begun["content"])
 
-    def _drain(self) -> None:
-        """Answer everything that waits, in one batch (runs in the pool's thread)."""
-        with self._lock:
-            waiting, self._waiting = self._waiting, []
-        wanted = [(request, future) for request, future in waiting if future.set_running_or_notify_cancel()]
-        if not wanted:
-            return
+    async def _in_a_round(self, job: Callable[[], Any] | Request) -> Any:
+        """The result of a job; see the header."""
+        loop = asyncio.get_running_loop()
+        rounds = self._rounds.setdefault(loop, _Rounds())
+        future: asyncio.Future[Any] = loop.create_future()
+        rounds.waiting.append((job, future))
+        if rounds.worker is None:
+            rounds.worker = loop.create_task(self._work(rounds))
+        return await future
+
+    async def _work(self, rounds: _Rounds) -> None:
+        """Rounds until nobody waits."""
+        taken: list[tuple[Callable[[], Any] | Request, asyncio.Future[Any]]] = []
         try:
-            answers = self.engine.generate([request for request, _ in wanted])
+            while rounds.waiting:
+                seen = quiet = 0
+                while quiet < SETTLED:
+                    await asyncio.sleep(0)
+                    quiet = quiet + 1 if len(rounds.waiting) == seen else 0
+                    seen = len(rounds.waiting)
+                taken, rounds.waiting = rounds.waiting, []
+                taken = [(job, future) for job, future in taken if not future.done()]
+                jobs = [job for job, _ in taken]
+                results = await asyncio.get_running_loop().run_in_executor(self._pool, self._round, jobs)
+                for (_, future), result in zip(taken, results, strict=True):
+                    if future.done():  # its caller has given up
+                        continue
+                    if isinstance(result, BaseException):
+                        future.set_exception(result)
+                    else:
+                        future.set_result(result)
+        finally:
+            rounds.worker = None
+            for _, future in [*taken, *rounds.waiting]:  # the loop or the backend was closed: nobody answers these
+                future.cancel()  # (those that are done stay as they are)
+            rounds.waiting = []
+
+    def _round(self, jobs: Sequence[Callable[[], Any] | Request]) -> list[Any]:
+        """Results, or the exceptions in their place, in the jobs' order (runs in the pool's thread)."""
+        requests = [job for job in jobs if not callable(job)]
+        try:
+            samples: list[Any] = self.engine.generate(requests) if requests else []
         except BaseException as error:
-            for _, future in wanted:
-                future.set_exception(error)
-            return
-        for (_, future), completions in zip(wanted, answers):
-            future.set_result(completions)
+            samples = [error] * len(requests)
+        answers, results = iter(samples), list[Any]()
+        for job in jobs:
+            if not callable(job):
+                results.append(next(answers))
+                continue
+            try:
+                results.append(job())
+            except BaseException as error:
+                results.append(error)
+        return results
 
     def _inside(self, call: Call) -> bool:
         """Whether the prompt ends in an open think block."""
