@@ -209,7 +209,10 @@ class Checkpoints:
         steps = self._steps() if dist.rank() == 0 else []
         for old in steps[: -self.keep_last]:
             if old != record["best"][0]:
-                shutil.rmtree(self._at(old))
+                gone = self.folder / f".step-{old:06d}.old"  # renamed first: a kill in the middle leaves no half of it
+                shutil.rmtree(gone, ignore_errors=True)
+                self._at(old).rename(gone)
+                shutil.rmtree(gone)
 
     def _write_together(self, step: int, own: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Every rank writes its share; the first makes the folder and, when all are done, gives it its name."""
