@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sekkei.engine.engine import Engine
-from sekkei.engine.request import Request, Sampling
+from sekkei.engine.request import Completion, Request, Sampling
 from sekkei.llm import LLM, LLMError, Message, Settings, Usage, assistant, system, user
 from sekkei.llm.engine import EngineBackend
 from sekkei.llm.protocol import Call
@@ -227,20 +227,25 @@ def test_assistant_is_a_message() -> None:
     assert assistant("x") == {"role": "assistant", "content": "x"}
 
 
-def test_the_same_program_forms_the_same_batches(engine: Engine, tokenizer: Tokenizer) -> None:
+def test_the_same_program_forms_the_same_batches(
+    engine: Engine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tasks of unequal length that ask, score and ask again: who stands together is no matter of the clock."""
 
     def batches(seed: int) -> tuple[list[list[tuple[int, ...]]], list[str]]:
         draw, seen = random.Random(seed), list[list[tuple[int, ...]]]()
 
         class Slow(EngineBackend):
-            def _round(self, jobs: Sequence[Any]) -> list[Any]:
-                time.sleep(draw.random() / 50)
-                seen.append([job.prompt_ids for job in jobs if not callable(job)])
-                found = super()._round(jobs)
-                time.sleep(draw.random() / 50)
-                return found
+            def _score(self, prompt: list[int], rows: list[list[int]]) -> list[tuple[float, bool]]:
+                time.sleep(draw.random() / 100)
+                return super()._score(prompt, rows)
 
+        def generate(requests: Sequence[Request]) -> list[list[Completion]]:
+            seen.append([request.prompt_ids for request in requests])
+            time.sleep(draw.random() / 50)
+            return Engine.generate(engine, requests)
+
+        monkeypatch.setattr(engine, "generate", generate)
         llm = LLM(Slow(engine, tokenizer))
 
         async def one(number: int) -> str:
