@@ -102,6 +102,25 @@ def test_an_own_file_extends_relatively(tmp_path: Path, monkeypatch: pytest.Monk
         ("grpo.max_tokens=600", "grpo.max_tokens: 600 leaves no room for the prompt"),
         ("preferences.max_tokens=600", "preferences.max_tokens: 600 leaves no room for the prompt"),
         ("sft=null", "dpo: needs the stage sft before it"),
+        ("tune.ppo={start: sft}", "tune.ppo: needs exactly one of sft, reward, dpo"),
+        ("tune.a={start: sft, kto: {steps: 1}, dpo: {steps: 1}}", "tune.a: needs exactly one of"),
+        ("tune.a={start: stf, kto: {steps: 1}}", "tune.a.start: got 'stf', must be one of base, dpo, grpo"),
+        ("tune.dpo={start: sft, kto: {steps: 1}}", "tune.dpo: is not free as a name"),
+        (
+            "tune.a={start: sft, ppo: {steps: 1, reward_model: 1}}",
+            "tune.a.scored_by: ppo.reward_model=1.0 needs a",
+        ),
+        ("tune.a={start: sft, scored_by: b, ppo: {steps: 1, reward_model: 1}}", "tune.a.scored_by: got 'b'; stages of"),
+        ("tune.a={start: sft, scored_by: b, ppo: {steps: 1}}", "tune.a.ppo.reward_model: is 0, but scored_by=b"),
+        ("tune.a={start: sft, verifier: 0, grpo: {steps: 1}}", "tune.a.verifier: got 0, and grpo.reward_model is 0"),
+        ("tune.a={start: sft, form: document, kto: {steps: 1}}", "tune.a.form: kto samples no answers"),
+        ("tune.a={start: base, sft: {steps: 1, own: {stage: b}}}", "tune.a.sft.own.stage: got 'b', must be an earlier"),
+        ("tune.a={start: sft, ppo: {steps: 1, max_tokens: 600}}", "tune.a.ppo.max_tokens: 600 leaves no room"),
+        ("inference.kto={}", "inference.kto: no such stage with a model: sft, dpo, grpo"),
+        ("inference.sft={scored_by: dpo}", "inference.sft.scored_by: got 'dpo'; stages of kind reward: none"),
+        ("grpo.reward_model=1", "grpo.reward_model: the main line trains no reward model"),
+        ("sft.tools=0.9", "sft.refusals: everyday=0.33, refusals=0.05 and tools=0.9 sum to more than 1"),
+        ("sft.styles=[none, all]", "sft.styles[1]: got str 'all', must be one of every, two, three, none"),
         ("name=a b/c", "name: got 'a b/c', must be letters, digits"),
         ("seed", "seed: an override is written key=value"),
         ("model.num_layers=[1", "is not valid YAML"),
@@ -123,9 +142,12 @@ def test_every_stage_taken_away_is_refused() -> None:
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        ({}, r"a\.yaml: no such recipe file; give a path, or a shipped name: laptop, smoke"),
+        ({}, r"a\.yaml: no such recipe file; give a path, or a shipped name: laptop, laptop-study, r1"),
         ({"a.yaml": "extends: b.yaml"}, r"b\.yaml: no such recipe file"),
-        ({"a.yaml": "extends: smokey"}, r"smokey: no such recipe; shipped: laptop, smoke; a file's name ends in"),
+        (
+            {"a.yaml": "extends: smokey"},
+            r"smokey: no such recipe; shipped: laptop, .*, smoke; a file's name ends in",
+        ),
         ({"a.yaml": "extends: b.yaml", "b.yaml": "extends: a.yaml"}, r"extends: more than 8 .* is there a circle\?"),
         ({"a.yaml": "extends: a.yaml"}, r"extends: more than 8 recipes extend each other; is there a circle\?"),
         ({"a.yaml": "extends: [smoke]"}, r"extends: got \['smoke'\], must be one recipe's name or path"),
@@ -141,3 +163,14 @@ def test_a_file_that_is_no_recipe(files: dict[str, str], told: str, tmp_path: Pa
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=told):
         load(str(tmp_path / "a.yaml"))
+
+
+def test_the_main_line_and_what_is_tuned_beside_it() -> None:
+    recipe = load("laptop-study")
+    assert [*recipe.tuning][:3] == ["sft", "dpo", "dpo-1"]
+    assert recipe.tuning["dpo"].start == "sft"
+    assert recipe.tuning["dpo"].config == recipe.tuning["dpo-2"].config, "the seeds differ by name alone"
+    assert recipe.stage_of("base") == "pretrain.long"
+    assert recipe.key_of("ppo-0") == "tune.ppo-0.ppo"
+    assert [load(name).form_of(stage) for name, stage in (("r1-zero", "zero"), ("r1", "rl-2"))] == ["document", "chat"]
+    assert not load("r1").inference, "null takes away what the base recipe has"

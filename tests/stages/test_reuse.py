@@ -19,7 +19,7 @@ from sekkei.stages.life import stages_of
 Call = Callable[..., tuple[int, str]]
 Refused = Callable[..., str]
 ALL = [stage.name for stage in stages_of(load("smoke"))]
-DPO_AND_AFTER = {"dpo", "eval.dpo", "grpo", "eval.grpo"}
+DPO_AND_AFTER = {"dpo", "eval.dpo", "grpo", "eval.grpo", "inference.grpo"}
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -159,7 +159,7 @@ def test_a_kill_while_a_stage_is_cleared_leaves_it_unfinished(
 
 
 def test_a_life_without_dpo(copy: Path, call: Call) -> None:
-    assert redone(copy, call, "dpo=null") == {"grpo", "eval.grpo"}
+    assert redone(copy, call, "dpo=null") == {"grpo", "eval.grpo", "inference.grpo"}
     figures = results(copy)["figures"]
     assert not [name for name in figures if ".dpo." in name or name.startswith(("dpo.", "preferences."))]
     assert "reasoning.grpo.pass1_greedy" in figures

@@ -27,6 +27,7 @@ from sekkei.objectives.pretrain import PretrainConfig
 from sekkei.objectives.sft import SFTConfig
 from sekkei.parallel.layout import Layout
 from sekkei.recipes.inference import InferenceConfig
+from sekkei.recipes.judge import JudgeConfig
 from sekkei.recipes.tune import BASE, ROLLOUTS, TuneConfig, check_line, main_line
 from sekkei.text.tokenizer import TokenizerConfig
 
@@ -46,7 +47,7 @@ class Recipe:
         layout: how training is spread over processes.
         pretrain: stages in order, by name. sft, dpo, grpo: the main line. tune: further tuning stages, in order.
         preferences: pairs of the SFT model's own answers, made where a stage learns from them.
-        inference: strategies at inference time, by the name of the stage whose model is asked.
+        inference: strategies at inference time, by the name of the stage whose model is asked. judge: the scorecard.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Recipe:
     grpo: GRPOConfig | None = None
     tune: dict[str, TuneConfig] = field(default_factory=dict)
     inference: dict[str, InferenceConfig] = field(default_factory=dict)
+    judge: JudgeConfig | None = None
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
@@ -109,14 +111,15 @@ class Recipe:
         check_line(self.tuning, frozenset(self.tune), list(self.pretrain))
         rewards = [name for name, stage in self.tuning.items() if stage.kind == "reward"]
         answering = [name for name in self.tuning if name not in rewards]
-        for name, study in self.inference.items():
+        asked = {f"inference.{name}": (name, study.scored_by) for name, study in self.inference.items()}
+        if self.judge is not None:
+            asked |= {f"judge.stages.{name}": (name, self.judge.scored_by) for name in self.judge.stages}
+        for key, (name, scored_by) in asked.items():
             if name not in answering:
-                raise ConfigError(f"inference.{name}", f"no such stage with a model: {', '.join(answering) or 'none'}")
-            if study.scored_by not in (None, *rewards):
+                raise ConfigError(key, f"no such stage with a model: {', '.join(answering) or 'none'}")
+            if scored_by not in (None, *rewards):
                 known = ", ".join(rewards) or "none"
-                raise ConfigError(
-                    f"inference.{name}.scored_by", f"got {study.scored_by!r}; stages of kind reward: {known}"
-                )
+                raise ConfigError(f"{key}.scored_by", f"got {scored_by!r}; stages of kind reward: {known}")
 
     @property
     def tuning(self) -> dict[str, TuneConfig]:

@@ -24,6 +24,7 @@ from sekkei.stages.agent import AgentStage
 from sekkei.stages.corpus import DataStage, TokenizerStage, TokensStage
 from sekkei.stages.evaluate import BitsStage, EvaluateStage
 from sekkei.stages.inference import InferenceStage
+from sekkei.stages.judge import JudgeStage
 from sekkei.stages.paired import PairedStage
 from sekkei.stages.preferences import PreferencesStage
 from sekkei.stages.pretrain import PretrainStage
@@ -67,6 +68,8 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     if any(stage.kind == "sft" and stage.config.tools for stage in recipe.tuning.values()) and line:
         stages.append(AgentStage(recipe, line[-1]))
     stages += [InferenceStage(recipe, name) for name in recipe.inference]
+    if recipe.judge is not None:
+        stages.append(JudgeStage(recipe))
     return stages
 
 

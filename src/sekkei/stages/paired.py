@@ -105,7 +105,7 @@ class PairedStage:
         objective = RewardModelling(pairs["train"], config, longest=self.recipe.model.max_context)
         training.train(out, objective, config.steps, config.optim)
         save_trained(training, out)
-        return calibration(pair_gaps(training.ctx, pairs["test"], config.micro_tokens))
+        return training.costs | calibration(pair_gaps(training.ctx, pairs["test"], config.micro_tokens))
 
     def _training(self, run: Run, reference: bool) -> Training:
         start = run.artifact(self.start) / "model"
@@ -118,4 +118,5 @@ class PairedStage:
     def _judged(self, training: Training, out: Path, start: Mapping[str, float], end: Mapping[str, float]) -> Figures:
         save_trained(training, out)
         named = {"start": start, "end": end}
-        return {f"{figure}.{when}": found[figure] for figure in start for when, found in named.items()}
+        judged = {f"{figure}.{when}": found[figure] for figure in start for when, found in named.items()}
+        return judged | training.costs

@@ -86,7 +86,8 @@ class RolloutStage:
         critic_optim = config.critic_optim if kind == "ppo" else None
         training.train(out, objective, config.steps, config.optim, hooks, critic_optim)
         save_trained(training, out, ("lm",))
-        return {f"{self.name}.rollouts": config.steps * config.prompts * config.samples}
+        figures = {"rollouts": config.steps * config.prompts * config.samples, **training.costs}
+        return {f"{self.name}.{name}": value for name, value in figures.items()}
 
     def _training(self, run: Run) -> Training:
         config, start = self.tune.config, run.artifact(self.start) / "model"

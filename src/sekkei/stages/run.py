@@ -22,6 +22,7 @@ import contextlib
 import difflib
 import errno
 import json
+import os
 import platform
 import shutil
 import time
@@ -269,6 +270,11 @@ class Runner:
             "recipe": self.run.recipe.name,
             "seed": self.run.recipe.seed,
             "versions": versions(),
+            "machine": {
+                "device": self.run.device.type,
+                "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+                "fast_dtype": str(hardware.fast_dtype(self.run.device)).removeprefix("torch."),
+            },
             "digests": digests,
             "figures": figures,
         }

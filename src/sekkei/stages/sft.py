@@ -95,7 +95,7 @@ class SFTStage:
                 atomic.write_json(out / GATE, passed)  # a resumed run must take the same decision
             model.requires_grad_(True)
         save_trained(training, out)
-        figures = {"steps": steps, "gate.pass1_sampled": reached, "gate.rounds": len(passed)}
+        figures = {"steps": steps, "gate.pass1_sampled": reached, "gate.rounds": len(passed), **training.costs}
         return {f"{self.name}.{name}": value for name, value in figures.items()}
 
     def _train(

@@ -66,6 +66,7 @@ class Training:
         context: tokens per row, for the FLOPs shown.
     Attributes:
         step: how models are run. ctx: what an objective may use. generate: with the policy's weights of now.
+        costs: of `train`: tokens trained on, models held, bytes of their weights, gradients and optimizer states here.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Training:
                 self.generate = GatheredEngine(self.placed["policy"], run.device, autocast)
             parts = {role: model.model for role, model in self.placed.items()}
         self.parts, self.trained = parts, trained.keys()
+        self.costs: dict[str, float] = {}
         self.ctx = Context(
             models=parts,
             ops=LocalOps(),  # an objective sees whole rows, on every rank
@@ -156,6 +158,14 @@ class Training:
         )
         with run.console.bar(self.stage, steps) as bar:
             trainer.run(bar)
+        optimizers = [tensor for trainee in trainees.values() for tensor in trainee.optimizer.tensors().values()]
+        weights = [weight for model in self.parts.values() for weight in model.parameters()]
+        gradients = [weight for weight in weights if weight.requires_grad]
+        self.costs = {
+            "tokens": float(trainer.tokens),
+            "models": float(len(self.parts)),
+            "model_bytes": float(sum(t.numel() * t.element_size() for t in (*weights, *gradients, *optimizers))),
+        }
 
     def model(self) -> Transformer:
         """The policy, whole; under a layout a copy that is gathered now, on every rank."""
