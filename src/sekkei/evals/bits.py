@@ -39,6 +39,20 @@ def domain_bits(score: ScoreBatch, shard: Shard, context: int, token_bytes: Sequ
     return float(bits.sum() / sizes.sum())
 
 
+def document_bits(
+    score: ScoreBatch, documents: Sequence[np.ndarray], context: int, token_bytes: Sequence[int]
+) -> tuple[list[float], list[float]]:
+    """(bits, bytes) of every document, read in windows of `context` tokens: their sums give `domain_bits`."""
+    cut = [[ids[i : i + context + 1].astype(np.int64) for i in range(0, len(ids) - 1, context)] for ids in documents]
+    samples = [Sample(ids=ids) for windows in cut for ids in windows]
+    if not samples:
+        return [0.0] * len(documents), [0.0] * len(documents)
+    found, wide = _token_bits(score, samples, context, token_bytes, whole_rows=True)
+    owner = np.repeat(np.arange(len(documents)), [len(windows) for windows in cut])
+    bits, sizes = (np.bincount(owner, part.double().sum(1), len(documents)).tolist() for part in (found, wide))
+    return bits, sizes
+
+
 def position_bits(
     score: ScoreBatch, shards: Sequence[Shard], short: int, long: int, token_bytes: Sequence[int], max_windows: int
 ) -> dict[tuple[int, int], float]:

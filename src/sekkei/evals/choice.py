@@ -6,20 +6,37 @@
 The second takes away that longer options are less likely because they are longer. Ties count as 1 / their number, so
 that a model which finds all options equally likely scores chance. Needs a backend that can score (our own models).
 
+    {"question": "…", "choices": ["…", "…"], "answer": 0}                                     index or letter
+    {"question": "…", "choices": {"text": ["…"], "label": ["A"]}, "answerKey": "A"}           ARC's
+
+"query" and "ctx" are read as the question, "options" and "endings" as the choices, "right", "gold" and "label" as the
+answer. A space is put before an option that does not begin with white space; it does not count as one of its bytes.
+
 What it does not handle: letters as answers with the options in the prompt (give the letters as options), calibration by
 the option's likelihood without a question.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from sekkei.core.errors import UserError
+from sekkei.evals.ask import Progress, no_progress, score_all
+from sekkei.evals.items import read_items
+from sekkei.evals.outcome import Figure, Outcome, mean
 from sekkei.llm.face import LLM
-from sekkei.llm.protocol import user
-from sekkei.tools.statistics import wilson
+from sekkei.llm.protocol import Settings, counted, user
+
+PROMPT = "{question}"
+NAMES = {
+    "question": ("question", "query", "ctx"),
+    "choices": ("choices", "options", "endings"),
+    "answer": ("answer", "answerKey", "right", "gold", "label"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,28 +54,77 @@ class Choice:
             )
 
 
-def evaluate_choices(
-    llm: LLM, items: Sequence[Choice], progress: Callable[[int], None] = lambda done: None
-) -> dict[str, float]:
-    """accuracy and accuracy_norm with Wilson's 95% intervals, and chance.
+def read_choices(path: Path) -> list[Choice]:
+    """Questions of a JSON-lines file (see the header).
 
     Raises:
-        UserError: no items. LLMError: the backend cannot score.
+        UserError: the file cannot be read, or a line is no such question.
+    """
+    return read_items(path, _choice)
+
+
+def _choice(data: Mapping[str, Any]) -> Choice:
+    question, choices, answer = (_first(data, kind) for kind in NAMES)
+    labels: Sequence[Any] = ()
+    if isinstance(choices, Mapping):
+        choices, labels = choices["text"], list(map(str, choices["label"]))
+    labels = labels or [chr(ord("A") + place) for place in range(len(choices))]
+    if isinstance(answer, str):
+        if answer in labels:
+            answer = labels.index(answer)
+        elif not answer.isdigit():
+            raise ValueError(f"answer {answer!r} is none of {', '.join(labels)}")
+    options = tuple(text if text[:1].isspace() else f" {text}" for text in choices)
+    return Choice(question=str(question), options=options, right=int(answer))
+
+
+def _first(data: Mapping[str, Any], kind: str) -> Any:
+    for name in NAMES[kind]:
+        if name in data:
+            return data[name]
+    raise KeyError(kind)
+
+
+def evaluate_choices(
+    llm: LLM,
+    items: Sequence[Choice],
+    settings: Settings | None = None,
+    prompt: str = PROMPT,
+    progress: Progress = no_progress,
+) -> Outcome:
+    """accuracy and accuracy_norm with 95% intervals, and chance.
+
+    Raises:
+        UserError: no items, or a prompt without {question}. LLMError: the backend cannot score.
     """
     if not items:
         raise UserError("multiple choice: there are no items")
-    plain, normed = [], []
-    for number, item in enumerate(items, start=1):
-        scores = [score.logprob for score in llm.loglikelihood([user(item.question)], list(item.options))]
-        plain.append(share_right(scores, item.right))
-        per_byte = [score / len(text.encode()) for score, text in zip(scores, item.options)]
-        normed.append(share_right(per_byte, item.right))
-        progress(number)
-    found = {"items": float(len(items)), "chance": statistics.fmean([1 / len(item.options) for item in items])}
-    for name, shares in (("accuracy", plain), ("accuracy_norm", normed)):
-        low, high = wilson(round(sum(shares)), len(shares))
-        found |= {name: statistics.fmean(shares), f"{name}.low": low, f"{name}.high": high}
-    return found
+    if "{question}" not in prompt:
+        raise UserError("multiple choice: the prompt template has no {question}")
+    settings = settings or Settings()
+    asked = [([user(prompt.replace("{question}", item.question))], list(item.options)) for item in items]
+    found = score_all(llm, asked, settings, progress)
+    scores: dict[str, list[float]] = {"accuracy": [], "accuracy_norm": []}
+    rows = []
+    for item, given in zip(items, found):
+        values = [score.logprob for score in given]
+        per_byte = [value / len(text.strip().encode()) for value, text in zip(values, item.options)]
+        scores["accuracy"].append(share_right(values, item.right))
+        scores["accuracy_norm"].append(share_right(per_byte, item.right))
+        rows.append({"question": item.question, "right": item.right, "logprobs": values})
+    chance = fmean([1 / len(item.options) for item in items])
+    return Outcome(
+        task="choice",
+        items=len(items),
+        prompt=prompt,
+        scores=scores,
+        figures={name: mean(values, settings.seed) for name, values in scores.items()}
+        | {"chance": Figure(value=chance)},
+        settings={"scored": "sum of log p(option's tokens)", "thinking": settings.thinking},
+        usage=counted([score for given in found for score in given]),
+        texts=[(item.question,) for item in items],
+        rows=rows,
+    )
 
 
 def share_right(scores: Sequence[float], right: int) -> float:

@@ -14,18 +14,19 @@ What it does not handle: proofs, answers that need units converted, the worked s
 
 from __future__ import annotations
 
-import json
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sekkei.core.errors import UserError
+from sekkei.evals.ask import Progress, no_progress, sample_all
+from sekkei.evals.items import read_items
+from sekkei.evals.outcome import Figure, Outcome, mean
 from sekkei.llm.face import LLM
-from sekkei.llm.protocol import Settings, user
+from sekkei.llm.protocol import Settings, counted, user
 from sekkei.tools.answers import extract_answer, normalise, same_answer
-from sekkei.tools.statistics import majority, pass_at_k, wilson
+from sekkei.tools.statistics import majority, pass_at_k
 
 PROMPT = "{question}\n\nThink step by step, then end with a line: answer: NUMBER"
 VERIFY_CHARACTERS = 200  # longer "answers" are prose, and parsing them is slow
@@ -45,22 +46,14 @@ def read_problems(path: Path) -> list[Problem]:
     Raises:
         UserError: the file cannot be read, or a line is no such problem.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    problems = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            data = json.loads(line)
-            answer = extract_answer(data["answer"])
-            question = str(data["question"])
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{path} line {number}: is no problem with question and answer") from None
-        if answer is None:
-            raise UserError(f"{path} line {number}: the answer does not end with #### and a value")
-        problems.append(Problem(question=question, answer=answer))
-    return problems
+    return read_items(path, _problem)
+
+
+def _problem(data: Mapping[str, Any]) -> Problem:
+    answer = extract_answer(data["answer"])
+    if answer is None:
+        raise ValueError("the answer does not end with #### and a value")
+    return Problem(question=str(data["question"]), answer=answer)
 
 
 def equivalent(gold: str, answer: str) -> bool:
@@ -83,39 +76,61 @@ def evaluate_maths(
     problems: Sequence[Problem],
     settings: Settings,
     prompt: str = PROMPT,
-    progress: Callable[[int], None] = lambda done: None,
-) -> dict[str, Any]:
-    """pass@1, pass@n, majority@n with `settings.n` samples a problem, and how they were asked.
+    ks: Sequence[int] = (1,),
+    progress: Progress = no_progress,
+) -> Outcome:
+    """pass@k, and with several samples a problem (`settings.n`) pass@n and majority@n.
 
     Raises:
-        UserError: no problems, or a prompt without {question}.
+        UserError: no problems, a prompt without {question}, or a k above n.
     """
     if not problems:
         raise UserError("maths: there are no problems")
     if "{question}" not in prompt:
         raise UserError("maths: the prompt template has no {question}")
-    n, right, votes, silent, tokens = settings.n, [], [], 0, 0
-    for number, problem in enumerate(problems, start=1):
-        replies = llm.sample([user(prompt.replace("{question}", problem.question))], settings)
-        answers = [extract_answer(reply.text) for reply in replies]
-        right.append(sum(answer is not None and equivalent(problem.answer, answer) for answer in answers))
-        vote = majority([None if answer is None else normalise(answer) for answer in answers])
-        votes.append(vote is not None and equivalent(problem.answer, vote))
-        silent += sum(answer is None for answer in answers)
-        tokens += sum(reply.usage.completion_tokens for reply in replies)
-        progress(number)
-    low, high = wilson(sum(votes), len(votes))
-    return {
-        "problems": len(problems),
-        "samples": n,
-        "seed": settings.seed,
-        "temperature": settings.temperature,
-        "prompt": prompt,
-        "completion_tokens": tokens,
-        "unanswered": silent / (n * len(problems)),
-        "pass@1": statistics.fmean([count / n for count in right]),
-        f"pass@{n}": statistics.fmean([pass_at_k(n, count, n) for count in right]),
-        f"majority@{n}": statistics.fmean(votes),
-        f"majority@{n}.low": low,
-        f"majority@{n}.high": high,
-    }
+    n = settings.n
+    asked = [[user(prompt.replace("{question}", problem.question))] for problem in problems]
+    found = sample_all(llm, asked, settings, progress)
+    answers = [[extract_answer(reply.text) for reply in replies] for replies in found]
+    right = [
+        sum(answer is not None and equivalent(problem.answer, answer) for answer in given)
+        for problem, given in zip(problems, answers)
+    ]
+    scores = pass_scores(right, n, ks)
+    if n > 1:
+        votes = [majority([None if one is None else normalise(one) for one in given]) for given in answers]
+        scores[f"majority@{n}"] = [
+            float(vote is not None and equivalent(problem.answer, vote)) for problem, vote in zip(problems, votes)
+        ]
+    silent = sum(answer is None for given in answers for answer in given) / (n * len(problems))
+    cut = sum(reply.finish_reason == "length" for replies in found for reply in replies) / (n * len(problems))
+    return Outcome(
+        task="maths",
+        items=len(problems),
+        prompt=prompt,
+        scores=scores,
+        figures={name: mean(values, settings.seed) for name, values in scores.items()}
+        | {"unanswered": Figure(value=silent), "cut_off": Figure(value=cut)},
+        settings=sampling(settings),
+        usage=counted([reply for replies in found for reply in replies]),
+        texts=[(problem.question,) for problem in problems],
+        rows=[
+            {"question": problem.question, "gold": problem.answer, "answers": list(given), "right": count}
+            for problem, given, count in zip(problems, answers, right)
+        ],
+    )
+
+
+def pass_scores(right: Sequence[int], n: int, ks: Sequence[int]) -> dict[str, list[float]]:
+    """pass@k per item for every k of `ks` and for n, from how many of n samples were right.
+
+    Raises:
+        UserError: a k is not between 1 and n.
+    """
+    return {f"pass@{k}": [pass_at_k(n, count, k) for count in right] for k in sorted({*ks, n})}
+
+
+def sampling(settings: Settings) -> dict[str, Any]:
+    """The settings of sampling that a result file states."""
+    names = ("temperature", "top_p", "max_tokens", "seed", "thinking")
+    return {"samples": settings.n} | {name: getattr(settings, name) for name in names}

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from sekkei.core.errors import UserError
-from sekkei.evals.choice import Choice, evaluate_choices, share_right
+from sekkei.evals.choice import Choice, evaluate_choices, read_choices, share_right
 from sekkei.evals.maths import Problem, equivalent, evaluate_maths, read_problems
 from sekkei.llm import LLM, LLMError, Settings
 from sekkei.llm.scripted import Scripted
+from sekkei.tools.statistics import wilson
 
 GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k_train.jsonl"
 
@@ -24,8 +25,11 @@ def test_multiple_choice_counts_and_norms_by_bytes() -> None:
         Choice(question="q2", options=(" x", " y"), right=0),
     ]
     found = evaluate_choices(llm, items)
-    assert (found["accuracy"], found["accuracy_norm"], found["chance"]) == (0.5, 1.0, 0.5)
-    assert found["accuracy.low"] < 0.5 < found["accuracy.high"]
+    assert {name: one.value for name, one in found.figures.items()} == {
+        "accuracy": 0.5, "accuracy_norm": 1.0, "chance": 0.5,
+    }  # fmt: skip
+    low, high = wilson(1, 2)
+    assert (found.figures["accuracy"].low, found.figures["accuracy"].high) == (low, high)
     assert share_right([1.0, 1.0, 0.0], 0) == 0.5
     with pytest.raises(LLMError, match="score"):
         evaluate_choices(LLM(Scripted([])), items)
@@ -63,14 +67,35 @@ def test_maths_counts_samples_votes_and_silence() -> None:
         "answer: 3",
         "answer: 2",
     ]
-    found = evaluate_maths(LLM(Scripted(replies)), problems, Settings(n=4, temperature=1.0, seed=3))
-    assert found["pass@1"] == pytest.approx((2 / 4 + 1 / 4) / 2)
-    assert found["pass@4"] == 1.0
-    assert found["majority@4"] == 0.5
-    assert found["unanswered"] == pytest.approx(1 / 8)
-    assert (found["samples"], found["seed"]) == (4, 3)
+    found = evaluate_maths(LLM(Scripted(replies)), problems, Settings(n=4, temperature=1.0, seed=3), ks=(1, 2))
+    figures = {name: one.value for name, one in found.figures.items()}
+    assert figures["pass@1"] == pytest.approx((2 / 4 + 1 / 4) / 2)
+    assert figures["pass@2"] == pytest.approx(((1 - 1 / 6) + (1 - 3 / 6)) / 2)
+    assert figures["pass@4"] == 1.0
+    assert figures["majority@4"] == 0.5
+    assert figures["unanswered"] == pytest.approx(1 / 8)
+    assert (found.settings["samples"], found.settings["seed"]) == (4, 3)
+    with pytest.raises(UserError, match="k=5 must be between 1"):
+        evaluate_maths(LLM(Scripted(replies)), problems, Settings(n=4), ks=(5,))
     with pytest.raises(UserError, match=r"no \{question\}"):
         evaluate_maths(LLM(Scripted([])), problems, Settings(), prompt="solve it")
+
+
+def test_choices_are_read_in_published_formats(tmp_path: Path) -> None:
+    path = tmp_path / "choices.jsonl"
+    path.write_text(
+        '{"question": "q", "choices": ["a", " b"], "answer": "B"}\n\n'
+        '{"query": "q", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "2"}\n'
+        '{"ctx": "q", "endings": ["a", "b"], "label": "0"}\n'
+    )
+    found = read_choices(path)
+    assert [(one.options, one.right) for one in found] == [((" a", " b"), 1), ((" a", " b"), 1), ((" a", " b"), 0)]
+    path.write_text('{"question": "q", "choices": ["a", "b"], "answer": "E"}\n')
+    with pytest.raises(UserError, match="line 1: answer 'E' is none of A, B"):
+        read_choices(path)
+    path.write_text('{"question": "q", "choices": ["a", "b"]}\n')
+    with pytest.raises(UserError, match="line 1: 'answer' is missing"):
+        read_choices(path)
 
 
 def test_bad_problem_files_name_the_line(tmp_path: Path) -> None:
@@ -79,7 +104,7 @@ def test_bad_problem_files_name_the_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="line 2: the answer does not end"):
         read_problems(path)
     path.write_text("nonsense\n")
-    with pytest.raises(UserError, match="line 1: is no problem"):
+    with pytest.raises(UserError, match="line 1: Expecting value"):
         read_problems(path)
 
 
