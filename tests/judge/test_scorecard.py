@@ -13,7 +13,7 @@ from sekkei.cli import main
 from sekkei.core.errors import UserError
 from sekkei.judge.annotations import read_rows
 from sekkei.judge.candidates import read_candidates
-from sekkei.judge.command import Order, contrast, judged, reward_stage
+from sekkei.judge.command import Order, contrast, judged
 from sekkei.judge.compare import compare
 from sekkei.judge.radar import radar_svg
 from sekkei.judge.rubric import Scored, load_rubric
@@ -157,9 +157,3 @@ def test_the_picture_leaves_out_what_nobody_judged(tmp_path: Path) -> None:
     drawn = radar_svg([scorecard(three, [], RUBRIC, [], [], {}, draws=20)], RUBRIC)
     assert drawn.count("<circle") == 3
     assert drawn.count("needs an external judge") == 2
-
-
-def test_a_run_folder_names_its_reward_stage(tmp_path: Path) -> None:
-    assert reward_stage(f"{tmp_path}#reward") == (tmp_path, "reward")
-    assert reward_stage(f"{tmp_path}#sft") is None
-    assert reward_stage("https://host/v1#reward") is None

@@ -10,7 +10,7 @@ import torch
 from sekkei.core import config as loader
 from sekkei.core.errors import UserError
 from sekkei.llm import Message, Reply, user
-from sekkei.llm.reward import RewardModel, open_reward
+from sekkei.llm.reward import RewardModel, is_reward_spec, open_reward
 from sekkei.model.config import ModelConfig
 from sekkei.model.heads import with_heads
 from sekkei.model.init import build
@@ -89,6 +89,8 @@ def test_a_run_folder_is_opened(model: Transformer, tokenizer: Tokenizer, tmp_pa
         dict(plain.named_parameters()),
         {"config": loader.to_mapping(plain.config), "heads": ["lm"]},
     )
+    assert [is_reward_spec(f"{run}#{stage}") for stage in ("reward", "sft", "dpo", "")] == [True, False, False, False]
+    assert not is_reward_spec("https://host/v1#reward")
     with pytest.raises(UserError, match="first:sft: this model has no reward head"):
         open_reward(run, "sft")
 

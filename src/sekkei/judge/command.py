@@ -32,7 +32,7 @@ from sekkei.judge.runner import Outcome, ask, estimate
 from sekkei.judge.scorecard import NEEDS_JUDGE, Scorecard
 from sekkei.judge.session import Asked, Scores, Session, disputed
 from sekkei.llm.open import open_llm
-from sekkei.llm.reward import open_reward
+from sekkei.llm.reward import is_reward_spec, open_reward
 
 OWN = ("flag", "leave-out", "refuse")
 
@@ -54,8 +54,8 @@ class Order:
     """What a judging was asked to do; see the options of `sekkei judge compare`.
 
     Args:
-        judges: who judges, as `llm.open_llm` knows them, or RUN#reward, the reward model of a run. scorers: reward
-            models that are open already.
+        judges: who judges, as `llm.open_llm` knows them; RUN#STAGE is a reward model where that stage's model has such
+            a head. scorers: reward models that are open already.
     """
 
     answers: Sequence[Path]
@@ -165,11 +165,12 @@ def open_session(order: Order) -> Session:
         UserError: among others, a judge of a candidate's own family under `--own-family refuse`.
     """
     candidates = read_candidates(order.answers)
-    rewarding = {spec: reward_stage(spec) for spec in order.judges}
-    judges = [
-        open_llm({"spec": spec, "concurrency": order.concurrency}) for spec, found in rewarding.items() if found is None
+    rewarding = [spec for spec in order.judges if is_reward_spec(spec)]
+    judges = [open_llm({"spec": s, "concurrency": order.concurrency}) for s in order.judges if s not in rewarding]
+    scorers = [
+        *order.scorers,
+        *(open_reward(Path(run), stage) for run, _, stage in (s.partition("#") for s in rewarding)),
     ]
-    scorers = [*order.scorers, *(open_reward(*found) for found in rewarding.values() if found is not None)]
     session = Session(candidates, judges, order.families, order.own_family == "leave-out", scorers)
     if len(set(session.names)) < len(session.names):
         raise UserError(f"--judge: two judges have one name ({', '.join(session.names)}); leave one out")
@@ -182,12 +183,6 @@ def open_session(order: Order) -> Session:
     for judge, candidate in own:
         print(f"note: {judge} judges {candidate} of its own family ({order.own_family})")
     return session
-
-
-def reward_stage(spec: str) -> tuple[Path, str] | None:
-    """(run folder, stage) of a judge that is a run's reward model, RUN#reward; None for any other judge."""
-    place, _, stage = spec.partition("#")
-    return (Path(place), stage) if stage.partition(".")[0] == "reward" and Path(place).is_dir() else None
 
 
 def scorecard_lines(cards: Sequence[Scorecard], rubric: Rubric) -> Iterator[str]:

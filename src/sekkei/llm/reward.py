@@ -104,6 +104,17 @@ class RewardModel:
         return ids
 
 
+def is_reward_spec(spec: str) -> bool:
+    """Whether a spec (as `open_llm` knows them) names a stage of a run whose model has a reward head: RUN#STAGE."""
+    place, _, stage = spec.partition("#")
+    folder = Path(place) / stage / "model"
+    if not stage or not folder.is_dir():
+        return False
+    from sekkei.train.checkpoint import open_sealed
+
+    return "reward" in open_sealed(folder)[1].get("heads", ())
+
+
 def open_reward(run_dir: Path, stage: str = "reward") -> RewardModel:
     """The reward model that a run's stage left, on the CPU in float32.
 
