@@ -121,7 +121,7 @@ def test_pairs_that_share_a_row_do_not_see_each_other(models: dict[str, Transfor
     true = written_out(models, PAIRS)
     packed = pair_batches(PAIRS, 10_000)
     assert len(packed) == 1
-    assert packed[0].extra["sign"].shape[1] > 4  # segments in a row: three pairs or more
+    assert packed[0].extra["sign"].shape[1] >= 4  # segments in a row: two pairs or more
     assert differ(ours(models, packed), true) < 1e-11
     alone = [lay_out([list(pair.samples(i))], 40) for i, pair in enumerate(PAIRS)]
     assert differ(ours(models, alone), true) < 1e-11

@@ -98,7 +98,7 @@ def test_packed_sft_is_trls_padded_one(golden: Any) -> None:
     ctx, rows = golden.context(), sft_rows(golden)
     packed = pack_samples(rows, 1024)
     assert len(packed) == 1
-    assert packed[0].ids.shape[0] == 1  # all conversations in one row
+    assert packed[0].ids.shape[0] < len(rows)  # conversations share rows
     padded = [lay_out([[row] for row in rows], 20)]
     apart = [lay_out([[row]], row.length) for row in rows]
     for batches in (packed, padded, apart):

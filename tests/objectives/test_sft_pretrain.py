@@ -16,7 +16,7 @@ from sekkei.data.loader import MixtureLoader
 from sekkei.data.shards import Shard
 from sekkei.model.output import Output
 from sekkei.objectives.pretrain import Pretrain, PretrainConfig, TokenLoss
-from sekkei.objectives.sft import SFT, GateConfig, SFTConfig, pack_samples, row_length, sft_sample
+from sekkei.objectives.sft import SFT, GateConfig, SFTConfig, pack_samples, packed_rows, sft_sample
 from sekkei.parallel.ops import LocalOps
 from sekkei.text.chat import Rendered
 from sekkei.train.objective import Context
@@ -43,8 +43,21 @@ def test_what_the_template_frames_is_learned() -> None:
     assert batch.mask.tolist() == [[0, 1, 1, 0, 1]]
 
 
-def test_row_lengths_are_buckets() -> None:
-    assert [row_length(n) for n in (1, 128, 129, 513, 4096, 5000)] == [128, 128, 256, 1024, 4096, 5000]
+def test_rows_are_the_buckets_with_the_least_padding() -> None:
+    alone = [packed_rows([n])[0] for n in (1, 32, 33, 128, 129, 257, 513, 4096, 5000)]
+    assert alone == [32, 32, 64, 128, 160, 320, 640, 4096, 5000]
+    # three of 90 tokens: one per row of 96 wastes 18, one per 128 wastes 114, two per 192 (the third alone) 114
+    assert packed_rows([90] * 3) == (96, [[0], [1], [2]])
+    # 100 and 28 fill a row of 128; in rows of 192 and 160 they would leave more
+    assert packed_rows([100, 28, 100, 28]) == (128, [[0, 1], [2, 3]])
+    # 60 and 36 alternate: (60 + 36) twice are rows of 96, not of 64
+    assert packed_rows([60, 36, 60, 36])[0] == 96
+    rng = random.Random(0)
+    lengths = [rng.randrange(40, 120) for _ in range(64)]
+    tokens, rows = packed_rows(lengths)
+    assert sorted(i for row in rows for i in row) == list(range(64))
+    assert all(sum(lengths[i] for i in row) <= tokens for row in rows)
+    assert tokens * len(rows) < 1.1 * sum(lengths)  # buckets that double, the smallest that fits: 1.15
 
 
 def samples(count: int, seed: int = 0) -> list[Sample]:
@@ -56,7 +69,7 @@ def test_packing_keeps_every_token_once_in_one_shape() -> None:
     given = samples(40)
     batches = pack_samples(given, 512)
     assert len(batches) > 1
-    assert {batch.ids.shape[1] for batch in batches} == {128}
+    assert len({batch.ids.shape[1] for batch in batches}) == 1
     assert max(batch.ids.numel() for batch in batches) <= 512
     found: dict[int, int] = {}
     for batch in batches:

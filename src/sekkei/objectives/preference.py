@@ -26,10 +26,9 @@ from typing import Any
 from sekkei.core import atomic
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.data.batch import Batch, Sample, lay_out
-from sekkei.data.packing import pack
 from sekkei.objectives.pair_loss import DPOLoss, PairKind, by_pair, sequence_logprobs
 from sekkei.objectives.passes import Passes
-from sekkei.objectives.sft import row_length
+from sekkei.objectives.sft import packed_rows
 from sekkei.parallel.ops import LocalOps
 from sekkei.train.loop import LoopConfig
 from sekkei.train.objective import Context, Update
@@ -44,6 +43,7 @@ class PairingConfig:
         prompts: problems asked. samples: answers to each. per_prompt: pairs kept of each at most.
         held_out_prompts: problems of the held-out side, for preference accuracy.
         refusals: share of all pairs that prefer a refusal to compliance (harmful requests) or the reverse.
+        path: pairs of one's own instead of all that, see preference_data.py. held_out_percent: of them.
     """
 
     prompts: int = 512
@@ -53,6 +53,8 @@ class PairingConfig:
     temperature: float = 1.0
     max_tokens: int = 128
     refusals: float = 0.3
+    path: str | None = None
+    held_out_percent: int = 10
 
     def __post_init__(self) -> None:
         if self.samples < 2:
@@ -62,6 +64,8 @@ class PairingConfig:
                 raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
         if self.temperature <= 0:
             raise ConfigError("temperature", f"got {self.temperature}, must be > 0: greedy answers are all the same")
+        if not 1 <= self.held_out_percent <= 50:
+            raise ConfigError("held_out_percent", f"got {self.held_out_percent}, must be between 1 and 50")
         if not 0 <= self.refusals < 1:
             raise ConfigError("refusals", f"got {self.refusals}, must be a share in 0 … 1")
 
@@ -152,9 +156,8 @@ def pair_batches(
 ) -> list[Batch]:
     """Lay pairs into micro-batches; both answers of a pair stand in the same row."""
     samples = [pair.samples(i, None if refs is None else refs[i]) for i, pair in enumerate(pairs)]
-    lengths = [a.length + b.length for a, b in samples]
-    tokens = row_length(max(lengths))
-    rows = [[sample for i in row for sample in samples[i]] for row in pack(lengths, tokens)]
+    tokens, places = packed_rows([a.length + b.length for a, b in samples])
+    rows = [[sample for i in row for sample in samples[i]] for row in places]
     width = max(len(row) for row in rows)
     size = max(1, micro_tokens // tokens)
     return [lay_out(rows[i : i + size], tokens, width) for i in range(0, len(rows), size)]

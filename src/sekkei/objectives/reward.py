@@ -24,13 +24,12 @@ from torch.nn.functional import logsigmoid
 
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.data.batch import Batch, Sample, lay_out
-from sekkei.data.packing import pack
 from sekkei.model.output import Output
 from sekkei.objectives.pair_loss import by_pair
 from sekkei.objectives.passes import Passes
 from sekkei.objectives.preference import Pair, fingerprint, sound_pairs
 from sekkei.objectives.rollout import Group
-from sekkei.objectives.sft import pack_samples, row_length
+from sekkei.objectives.sft import pack_samples, packed_rows
 from sekkei.parallel.ops import LocalOps, Ops
 from sekkei.train.loop import LoopConfig
 from sekkei.train.objective import Context, Mean, Metrics, Update
@@ -107,9 +106,8 @@ def reward_batches(pairs: Sequence[Pair], micro_tokens: int, margins: Sequence[f
                 answer_sample(pair.prompt + pair.rejected, pair=float(i), **{**known, "sign": -1.0}),
             )
         )
-    lengths = [a.length + b.length for a, b in both]
-    tokens = row_length(max(lengths))
-    rows = [[sample for i in row for sample in both[i]] for row in pack(lengths, tokens)]
+    tokens, places = packed_rows([a.length + b.length for a, b in both])
+    rows = [[sample for i in row for sample in both[i]] for row in places]
     width = max(len(row) for row in rows)
     size = max(1, micro_tokens // tokens)
     return [lay_out(rows[i : i + size], tokens, width) for i in range(0, len(rows), size)]

@@ -15,13 +15,20 @@ from sekkei.core.errors import ConfigError
 from sekkei.data.batch import Batch, Sample, lay_out
 from sekkei.data.packing import pack
 from sekkei.data.tasks.chain import STYLES, Style
+from sekkei.objectives.conversations import Learn
 from sekkei.objectives.pretrain import TokenLoss
 from sekkei.text.chat import Rendered
 from sekkei.train.loop import LoopConfig
 from sekkei.train.objective import Context, Update
 from sekkei.train.optim import OptimConfig
 
-ROW_LENGTHS = (128, 256, 512, 1024, 2048, 4096)  # buckets: few shapes for compiled graphs and pipelines
+ROW_LENGTHS = (
+    *range(32, 257, 32),
+    *range(320, 513, 64),
+    *range(640, 1025, 128),
+    *range(1280, 2049, 256),
+    *range(2560, 4097, 512),
+)  # buckets: few shapes for compiled graphs and pipelines, at most a fifth too long (from 128 on)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +79,9 @@ class SFTConfig:
     Args:
         examples: conversations of the global batch. everyday: share of everyday turns; refusals: of harmful
             requests refused and harmless ones answered; tools: of sums worked out with the calculator; the rest are
-            chains.
+            chains, or the conversations of `path`.
         styles: in which chains are demonstrated, equally often. own: chains written by an earlier stage instead.
+        path: conversations of one's own, see conversations.py. learn: of them, all assistant turns or the last.
         conversations: distinct everyday conversations. micro_tokens: tokens per forward pass, about.
     """
 
@@ -84,6 +92,8 @@ class SFTConfig:
     tools: float = 0.0
     styles: tuple[Style, ...] = STYLES
     own: OwnConfig | None = None
+    path: str | None = None
+    learn: Learn = "all"
     conversations: int = 20_000
     micro_tokens: int = 8192
     gate: GateConfig = field(default_factory=GateConfig)
@@ -102,17 +112,30 @@ class SFTConfig:
             raise ConfigError("refusals", f"{shares} sum to more than 1")
         if not self.styles:
             raise ConfigError("styles", f"names no style; there are {', '.join(STYLES)}")
+        if self.path is not None and self.own is not None:
+            raise ConfigError("own", f"got {self.own.stage}, and path={self.path}: both take the chains' place")
 
 
-def row_length(longest: int) -> int:
-    """The smallest bucket that holds `longest` tokens."""
-    return next((length for length in ROW_LENGTHS if length >= longest), longest)
+def packed_rows(lengths: Sequence[int]) -> tuple[int, list[list[int]]]:
+    """Which sequences share a row, and how long rows are: the bucket with the least padding in all.
+
+    Tried are the buckets that hold the longest sequence and are at most twice as long; of equally good ones the
+    shortest, whose attention costs least. What no bucket holds gets rows of its own length.
+
+    Returns:
+        tokens per row, and the rows as indices into `lengths`.
+    """
+    longest = max(lengths)
+    fitting = [tokens for tokens in ROW_LENGTHS if tokens >= longest] or [longest]
+    tried = [tokens for tokens in fitting if tokens <= 2 * longest] or fitting[:1]
+    found = [(tokens, pack(lengths, tokens)) for tokens in tried]
+    return min(found, key=lambda one: (one[0] * len(one[1]), one[0]))
 
 
 def pack_samples(samples: Sequence[Sample], micro_tokens: int) -> list[Batch]:
     """Pack samples into micro-batches of at most about `micro_tokens` tokens, all of one row length."""
-    tokens = row_length(max(sample.length for sample in samples))
-    rows = [[samples[i] for i in row] for row in pack([sample.length for sample in samples], tokens)]
+    tokens, places = packed_rows([sample.length for sample in samples])
+    rows = [[samples[i] for i in row] for row in places]
     width = max(len(row) for row in rows)
     size = max(1, micro_tokens // tokens)
     return [lay_out(rows[i : i + size], tokens, width) for i in range(0, len(rows), size)]
