@@ -106,3 +106,39 @@ def test_ppo_goes_on_where_it_was_cut(copy: Path, recipe: Path, call: Call, monk
     assert code == 0
     assert "goes on from step 2 of 3" in shown
     assert json.loads((copy / "ppo" / "done.json").read_text())["digest"] == whole
+
+
+def test_conversations_and_pairs_of_ones_own(copy: Path, tmp_path: Path, call: Call) -> None:
+    talks = [
+        {"messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": f"{i}"}]}
+        for i in range(9)
+    ]
+    talks.append({"messages": [{"role": "user", "content": "hm"}]})
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    pairs = [{"prompt": f"say {i}", "chosen": f"{i}", "rejected": "no", "margin": 1 + i % 2} for i in range(60)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    own = (
+        f"tune.mine={{start: base, sft: {{steps: 2, examples: 8, everyday: 0, refusals: 0, learn: last, "
+        f"path: {tmp_path}/talks.jsonl, gate: {{min_pass1_sampled: 0}}}}}}",
+        "tune.rated={start: sft, reward: {steps: 1, pairs: 8}}",
+        f"preferences.path={tmp_path}/pairs.jsonl",
+    )
+    for only in ("mine", "preferences", "rated"):
+        code, shown = call("run", "smoke", *own, "--run-dir", copy, "--only", only)
+        assert code == 0, shown
+        if only == "mine":
+            assert "9 conversations of" in shown
+            assert "1 dropped_no_answer" in shown
+    figures = json.loads((copy / "preferences" / "done.json").read_text())["figures"]
+    assert figures["preferences.train.file"] + figures["preferences.test.file"] == 60
+    assert figures["preferences.test.file"] >= 1
+    lines = [json.loads(line) for line in (copy / "preferences" / "pairs.jsonl").read_text().splitlines()]
+    assert {line["margin"] for line in lines} == {1.0, 2.0}
+    before = (copy / "mine" / "done.json").read_text()
+    (tmp_path / "talks.jsonl").write_text(json.dumps(talks[0]) + "\n")
+    assert call("run", "smoke", *own, "--run-dir", copy, "--only", "mine")[0] == 0
+    assert (copy / "mine" / "done.json").read_text() != before, "another content is another stage"
+    missing = "tune.mine={start: base, sft: {steps: 1, path: /no/such.jsonl}}"
+    code, shown = call("run", "smoke", missing, "--run-dir", copy, "--only", "mine")
+    assert code == 2
+    assert "/no/such.jsonl: no such file" in shown

@@ -106,8 +106,8 @@ class Recipe:
         for name in self.tune:
             if name in RESERVED or not name.replace("-", "").replace("_", "").isalnum():
                 raise ConfigError(f"tune.{name}", "is not free as a name; use letters, digits, '-' and '_'")
-        if self.makes_pairs and self.sft is None:
-            raise ConfigError("sft", "is missing: preference pairs are made of its answers")
+        if self.makes_pairs and self.sft is None and self.preferences.path is None:
+            raise ConfigError("sft", "is missing: preference pairs are made of its answers (or of preferences.path)")
         check_line(self.tuning, frozenset(self.tune), list(self.pretrain))
         rewards = [name for name, stage in self.tuning.items() if stage.kind == "reward"]
         answering = [name for name in self.tuning if name not in rewards]

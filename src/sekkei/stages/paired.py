@@ -30,7 +30,7 @@ from sekkei.objectives.reward import RewardModelling, calibration, pair_gaps
 from sekkei.recipes.recipe import Recipe
 from sekkei.recipes.tune import TuneConfig
 from sekkei.stages.model_artifact import load_model, save_trained
-from sekkei.stages.preferences import read_pairs
+from sekkei.stages.preferences import read_margins, read_pairs
 from sekkei.stages.run import Figures, Run
 from sekkei.stages.training import Training
 
@@ -102,7 +102,8 @@ class PairedStage:
     def _reward(self, run: Run, out: Path, pairs: Mapping[str, list[Pair]]) -> Figures:
         config = self.tune.config
         training = self._training(run, reference=False)
-        objective = RewardModelling(pairs["train"], config, longest=self.recipe.model.max_context)
+        margins = read_margins(run.artifact("preferences"))
+        objective = RewardModelling(pairs["train"], config, margins, self.recipe.model.max_context)
         training.train(out, objective, config.steps, config.optim)
         save_trained(training, out)
         return training.costs | calibration(pair_gaps(training.ctx, pairs["test"], config.micro_tokens))

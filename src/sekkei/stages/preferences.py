@@ -22,14 +22,16 @@ from typing import Any
 from sekkei.core import atomic
 from sekkei.core.errors import UserError
 from sekkei.core.seed import derive_seed
-from sekkei.data.tasks import Split, chain, refusals
+from sekkei.data.tasks import Split, chain, held_out, refusals
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Completion
 from sekkei.evals.reasoning import ChainExam
+from sekkei.objectives import preference_data
 from sekkei.objectives.preference import Pair, PairingConfig
 from sekkei.recipes.recipe import Recipe
 from sekkei.stages.model_artifact import load_model
 from sekkei.stages.run import Figures, Run
+from sekkei.stages.sft import own_file
 from sekkei.stages.training import check_length
 from sekkei.text.chat import encode_prompt
 from sekkei.text.tokenizer import Tokenizer
@@ -45,15 +47,21 @@ class PreferencesStage:
     name: str = "preferences"
     version: int = 1
     together: bool = False
-    reads: tuple[str, ...] = ("tokenizer", "sft")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("tokenizer",) if self.recipe.preferences.path else ("tokenizer", "sft")
 
     @property
     def config(self) -> Any:
-        return {"pairing": self.recipe.preferences, "chain": self.recipe.data.chain}
+        pairing = self.recipe.preferences
+        return {"pairing": pairing, "chain": self.recipe.data.chain, "file": own_file(pairing.path)}
 
     def run(self, run: Run, out: Path) -> Figures:
         config = self.recipe.preferences
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
+        if config.path is not None:
+            return self._from_file(out, tokenizer, config.path)
         engine = Engine(load_model(run.artifact("sft") / "model").to(run.device))
         lines, figures = [], Counter[str]()
         sizes: tuple[tuple[Split, int], ...] = (("train", config.prompts), ("test", config.held_out_prompts))
@@ -71,6 +79,18 @@ class PreferencesStage:
                 bar.update(number, split)
         atomic.write_text(out / PAIRS, "".join(line + "\n" for line in lines))
         return {name: float(count) for name, count in sorted(figures.items())}
+
+    def _from_file(self, out: Path, tokenizer: Tokenizer, path: str) -> Figures:
+        """The user's own pairs, each on one side of the split by a hash of its prompt."""
+        pairs, counts = preference_data.read_pairs(path)
+        lines, figures = [], {f"preferences.file.{name.replace('/', '_')}": count for name, count in counts.items()}
+        for pair in pairs:
+            asked = json.dumps(pair.prompt, ensure_ascii=False)
+            split = "test" if held_out("preferences", asked, self.recipe.preferences.held_out_percent) else "train"
+            lines.append(json.dumps({"split": split, "margin": pair.margin, **vars(pair.encode(tokenizer, "file"))}))
+            figures[f"preferences.{split}.file"] = figures.get(f"preferences.{split}.file", 0.0) + 1
+        atomic.write_text(out / PAIRS, "".join(line + "\n" for line in lines))
+        return figures
 
 
 def own_pairs(engine: Engine, tokenizer: Tokenizer, recipe: Recipe, split: Split, prompts: int) -> list[Pair]:
@@ -125,6 +145,13 @@ def refusal_pairs(tokenizer: Tokenizer, seed: int, split: Split, own: int, confi
         prompt = tuple(encode_prompt(tokenizer, written.prompt))
         pairs.append(Pair(prompt, answers[0], answers[1], f"refusal_{written.kind}"))
     return pairs
+
+
+def read_margins(folder: Path) -> list[float] | None:
+    """How much better the chosen answer of every training pair is, as raters said; None where none said it."""
+    lines = (folder / PAIRS).read_text(encoding="utf-8").splitlines()
+    margins = [float(record.get("margin", 0.0)) for line in lines if (record := json.loads(line))["split"] == "train"]
+    return margins if any(margins) else None
 
 
 def read_pairs(folder: Path) -> dict[str, list[Pair]]:

@@ -22,7 +22,6 @@ import contextlib
 import difflib
 import errno
 import json
-import os
 import platform
 import shutil
 import time
@@ -272,7 +271,8 @@ class Runner:
             "versions": versions(),
             "machine": {
                 "device": self.run.device.type,
-                "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+                "cpu": hardware.cpu_name(),
+                "cores": hardware.cores(),
                 "fast_dtype": str(hardware.fast_dtype(self.run.device)).removeprefix("torch."),
             },
             "digests": digests,

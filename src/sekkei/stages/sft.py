@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from sekkei.data.tasks import Message, calculator, chain, everyday, refusals
 from sekkei.engine.engine import Engine
 from sekkei.evals.reasoning import ChainExam, held_out_problems
 from sekkei.model.transformer import Transformer
+from sekkei.objectives.conversations import fitting, learned_turns, read_conversations
 from sekkei.objectives.sft import SFT, OwnConfig, SFTConfig, sft_sample
 from sekkei.recipes.recipe import Recipe
 from sekkei.recipes.tune import TuneConfig
@@ -31,11 +32,11 @@ from sekkei.stages.corpus import read_facts
 from sekkei.stages.model_artifact import load_model, save_trained
 from sekkei.stages.run import Figures, Run
 from sekkei.stages.training import Training, check_length, sample_hook
-from sekkei.text.chat import encode_chat, encode_prompt
+from sekkei.text.chat import Rendered, encode_chat, encode_prompt
 from sekkei.text.tokenizer import Tokenizer
 
 Example = Callable[[int], Sample]
-Demonstrate = Callable[[random.Random], Sequence[Message]]
+Demonstrate = Callable[[random.Random], Rendered]
 GATE = "gate.json"
 GATE_PROBLEMS = 64
 SAMPLE_TURNS = ("Hello!", "Who are you?", "start at 7, add 3, times 4, minus 5, modulo 23", "What does json.dumps do?")
@@ -67,7 +68,7 @@ class SFTStage:
     def config(self) -> Any:
         watched = {"samples_every": self.recipe.eval.samples_every, "max_tokens": self.recipe.eval.max_tokens}
         tasks = {"chain": self.recipe.data.chain, "calculator": self.recipe.data.calculator}
-        return {"sft": self.sft, **tasks, "eval": watched}
+        return {"sft": self.sft, **tasks, "eval": watched, "file": own_file(self.sft.path)}
 
     def run(self, run: Run, out: Path) -> Figures:
         config = self.sft
@@ -128,34 +129,54 @@ class SFTStage:
             rng = random.Random(derive_seed(self.name, seed, index))
             kind = rng.random()
             if kind < config.everyday:
-                messages = rng.choice(talks).messages
+                rendered = encode_chat(tokenizer, rng.choice(talks).messages)
             elif kind < config.everyday + config.refusals:
                 pair = rng.choice(rng.choice(requests))  # evenly, or the commoner kind becomes the answer to all
-                messages = [*pair.prompt, *pair.chosen]
+                rendered = encode_chat(tokenizer, [*pair.prompt, *pair.chosen])
             elif kind < config.everyday + config.refusals + config.tools:
                 sums = self.recipe.data.calculator
-                messages = calculator.demonstration(calculator.sample_task(rng, "train", sums))
+                rendered = encode_chat(tokenizer, calculator.demonstration(calculator.sample_task(rng, "train", sums)))
             else:
-                messages = solved(rng)
-            rendered = encode_chat(tokenizer, messages)
+                rendered = solved(rng)
             check_length(len(rendered.ids), f"{self.name}: a conversation", self.recipe.model.max_context)
             return sft_sample(rendered)
 
         return example
 
     def _demonstrations(self, run: Run, tokenizer: Tokenizer) -> Demonstrate:
-        """Solved chains: written by rule in one of the styles, or by an earlier stage's model."""
-        chains = self.recipe.data.chain
-        if self.sft.own is None:
-            styles = self.sft.styles
+        """Solved chains, written by rule in one of the styles or by an earlier stage's model; or a file's talks."""
+        chains, styles = self.recipe.data.chain, self.sft.styles
+        if self.sft.path is not None:
+            told = self._told(run, tokenizer, self.sft.path)
+            return lambda rng: rng.choice(told)
+        if self.sft.own is not None:
+            written = self._written(run, tokenizer, self.sft.own)
+            return lambda rng: encode_chat(tokenizer, rng.choice(written))
 
-            def demonstrate(rng: random.Random) -> Sequence[Message]:
-                problem = chain.sample_problem(rng, rng.choice(chains.train_operations), "train", chains)
-                return chain.demonstration(problem, rng.choice(styles))
+        def demonstrate(rng: random.Random) -> Rendered:
+            problem = chain.sample_problem(rng, rng.choice(chains.train_operations), "train", chains)
+            return encode_chat(tokenizer, chain.demonstration(problem, rng.choice(styles)))
 
-            return demonstrate
-        written = self._written(run, tokenizer, self.sft.own)
-        return lambda rng: rng.choice(written)
+        return demonstrate
+
+    def _told(self, run: Run, tokenizer: Tokenizer, path: str) -> list[Rendered]:
+        """The user's own conversations.
+
+        Raises:
+            UserError: as `read_conversations`, or all of them are longer than the model's context.
+        """
+        talks, counts = read_conversations(path)
+        rendered = (learned_turns(encode_chat(tokenizer, talk), self.sft.learn) for talk in talks)
+        kept, long = fitting(rendered, self.recipe.model.max_context)
+        left_out = ", ".join(f"{n:,.0f} {name.partition('/')[2]}" for name, n in {**counts, **long}.items())
+        run.console.say(
+            f"  {self.name}: {len(kept):,} conversations of {path}" + (f" ({left_out})" if left_out else "")
+        )
+        if not kept:
+            raise UserError(
+                f"{path}: every conversation is longer than model.max_context={self.recipe.model.max_context}"
+            )
+        return kept
 
     def _written(self, run: Run, tokenizer: Tokenizer, own: OwnConfig) -> list[list[Message]]:
         """Right answers of another stage's model, as conversations.
@@ -187,6 +208,11 @@ class SFTStage:
         problems = held_out_problems(chains, chains.held_out_operations, GATE_PROBLEMS, self.recipe.seed + 1)
         exam = ChainExam(Engine(model), tokenizer, problems, self.recipe.eval.max_tokens)
         return exam.sampled(self.recipe.seed)["pass1_sampled"]
+
+
+def own_file(path: str | None) -> str | None:
+    """Digest of a file of the user's own: another content is another stage. What is on a hub is known by its name."""
+    return atomic.sha256(Path(path)) if path is not None and Path(path).is_file() else path
 
 
 def _read_gate(out: Path) -> list[float]:
