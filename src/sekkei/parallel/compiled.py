@@ -5,9 +5,10 @@
     block.forward    one graph per shape, shared by all blocks; collectives, and attention that calls them, run
                      between its pieces as they are
 
-Masks are made before the first block, so that all blocks are one graph and a recomputed block saves what the first
-pass saved. Refused by the layout: `recompute: selective`, which reaches into a block, and `zero_bubble`, which takes a
-block's weight gradients apart from its input's. It does not handle head and loss, which have kernels of their own.
+Experts are not compiled: each gets another number of rows in every step. Masks are made before the first block, so that
+blocks of one kind are one graph and a recomputed block saves what the first pass saved. Refused by the layout:
+`recompute: selective`, which reaches into a block, and `zero_bubble`, which takes a block's weight gradients apart from
+its input's. It does not handle head and loss, which have kernels of their own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from sekkei.core.errors import ConfigError
 from sekkei.model.attention import DenseAttend
 from sekkei.model.layers import Attend, Rope
+from sekkei.model.moe import MoE
 from sekkei.model.transformer import Block, RunBlock, Transformer
 
 SHAPES = 64  # graphs of one block before torch gives up and runs it as it is; its own limit of 8 is three lengths
@@ -50,6 +52,8 @@ def compile_blocks(model: Transformer) -> None:
     check_compiler()
     torch._dynamo.config.recompile_limit = SHAPES
     for block in model.layers.values():
+        if isinstance(block.mlp, MoE):
+            block.mlp.forward = torch.compiler.disable(block.mlp.forward)  # type: ignore[method-assign]
         block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
     model.run_block = _prepared(model.run_block)
 

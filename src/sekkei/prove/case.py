@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sekkei.data.batch import Batch, Sample, lay_out
-from sekkei.model.config import ModelConfig
+from sekkei.model.config import ModelConfig, MoEConfig
 from sekkei.model.init import build
 from sekkei.model.transformer import Transformer
 from sekkei.objectives.preference import DPOLoss
@@ -40,6 +40,7 @@ CONFIG = ModelConfig(
 )
 TOKENS, ROWS, MICRO_BATCHES, STEPS = 48, 2, 4, 3
 DEEP = replace(CONFIG, num_layers=4)  # for pipelines: two stages on each of two ranks
+EXPERTS = MoEConfig(experts=4, active=2, shared=1, intermediate_size=24, first_dense=1, bias_rate=0.05)
 SEED = 7
 CPU = torch.device("cpu")
 OPTIM = OptimConfig(kind="adamw", lr=1e-2, schedule="constant", warmup=0.0, weight_decay=0.1, eps=1e-8, clip=0.5)

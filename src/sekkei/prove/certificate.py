@@ -47,6 +47,14 @@ NAMED = (
     Layout(dp=2, tp=2, zero=3, recompute="full"),
     Layout(pp=2, cp=2, schedule="interleaved", recompute="full"),
     Layout(cp=2, tp=2, recompute="selective"),
+    Layout(dp=2, ep=2),
+    Layout(cp=2, ep=2, zero=1),
+    *(Layout(dp=4, ep=2, zero=zero) for zero in range(4)),
+    Layout(dp=4, ep=4),
+    Layout(dp=2, cp=2, ep=2, recompute="full"),
+    Layout(dp=2, cp=2, ep=4, zero=2),
+    Layout(pp=2, dp=2, ep=2, zero=1),
+    Layout(pp=2, dp=2, ep=2, schedule="zero_bubble"),
 )
 EIGHT = (
     *(Layout(dp=2, cp=2, tp=2, zero=zero) for zero in range(4)),
@@ -58,8 +66,10 @@ EIGHT = (
     Layout(pp=2, cp=2, tp=2, schedule="interleaved"),
     Layout(pp=2, dp=2, cp=2, zero=2, schedule="zero_bubble"),
     Layout(pp=2, dp=4, replicate=2, zero=3, schedule="gpipe"),
+    Layout(dp=4, cp=2, ep=4, zero=2),
+    Layout(pp=2, dp=2, cp=2, ep=4, zero=3),
 )
-MUON = (Layout(dp=4, zero=2), Layout(dp=2, tp=2, zero=3), Layout(pp=2, tp=2))
+MUON = (Layout(dp=4, zero=2), Layout(dp=2, tp=2, zero=3), Layout(pp=2, tp=2), Layout(dp=4, ep=2, zero=2))
 FLOAT32 = (Layout(dp=4, zero=3), Layout(cp=2, tp=2), Layout(pp=2, dp=2, zero=1))
 OWN = (  # of a recipe that names no layout: one of each kind
     Layout(dp=2, zero=2),

@@ -16,8 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sekkei.data.batch import Batch
-from sekkei.parallel import apply, pipeline, tensor, zero
-from sekkei.parallel.layout import Layout
+from sekkei.model.transformer import Transformer
+from sekkei.parallel import apply, experts, pipeline, tensor, zero
+from sekkei.parallel.layout import Layout, Mesh
 from sekkei.parallel.zigzag import shard_batch
 from sekkei.train import sharded_step
 from sekkei.train.objective import Update
@@ -129,6 +130,17 @@ def _mean_over_micro_batches() -> contextlib.AbstractContextManager[Any]:
     return patch.dict(pipeline.ONE_STAGE, {"1f1b": wrong})
 
 
+def _experts_summed_over_all_data_ranks() -> contextlib.AbstractContextManager[Any]:
+    def wrong(model: Transformer, mesh: Mesh) -> list[zero.Zero]:
+        return [zero.Zero(model.named_parameters(), mesh.data, mesh.layout.zero)]
+
+    return patch.object(apply, "_zeros", wrong)
+
+
+def _results_in_order_of_arrival() -> contextlib.AbstractContextManager[Any]:
+    return patch.object(experts, "inverse", lambda order: torch.arange(len(order)))
+
+
 FAULTS = (
     Fault("gradients averaged over data ranks", Layout(dp=4), _averaged_gradients),
     Fault("mean of the ranks' means", Layout(dp=4), _mean_of_means),
@@ -142,6 +154,9 @@ FAULTS = (
     Fault("pairs counted once per cp rank", Layout(cp=4), _per_sequence_terms_on_every_rank, "dpo"),
     Fault("norm of a rank's own stages", Layout(pp=2, tp=2), _norm_of_own_stages),
     Fault("mean over a pipeline's micro-batches", Layout(pp=4), _mean_over_micro_batches),
+    Fault("experts summed over all data ranks", Layout(dp=4, ep=2), _experts_summed_over_all_data_ranks),
+    Fault("norm of a rank's own experts", Layout(dp=4, ep=2), _norm_of_own_part),
+    Fault("experts' results in order of arrival", Layout(dp=4, ep=2), _results_in_order_of_arrival),
 )
 
 

@@ -11,7 +11,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ class Row:
     Args:
         fault: its number in `FAULTS`; None: no fault. kind: of optimizer. dtype: of everything; in fp32 gradients are
             compared with fp32's error, and parameters, where Adam makes a step of any rounding, are not.
-        model: None: the tiny one of `case.py`.
+        model: None: the tiny one of `case.py`, with experts where the layout spreads them.
     """
 
     layout: Layout
@@ -62,7 +62,8 @@ class Row:
 
     @property
     def config(self) -> ModelConfig:
-        return self.model or (case.DEEP if self.layout.pp > 1 else case.CONFIG)
+        tiny = case.DEEP if self.layout.pp > 1 else case.CONFIG
+        return self.model or (replace(tiny, moe=case.EXPERTS) if self.layout.ep > 1 else tiny)
 
     @property
     def torch_dtype(self) -> torch.dtype:
