@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sekkei.llm.run_folder import choose_stage
+from sekkei.model.lora import load_lora, merge_lora
 from sekkei.recipes.recipe import load
 from sekkei.stages.life import stages_of
 from sekkei.stages.model_artifact import load_model
@@ -142,3 +143,26 @@ def test_conversations_and_pairs_of_ones_own(copy: Path, tmp_path: Path, call: C
     code, shown = call("run", "smoke", missing, "--run-dir", copy, "--only", "mine")
     assert code == 2
     assert "/no/such.jsonl: no such file" in shown
+
+
+def test_an_adapter_alone_is_trained(copy: Path, call: Call) -> None:
+    own = (
+        "tune.low={start: sft, lora: {rank: 4}, grpo: {steps: 1, prompts: 4, samples: 4, max_tokens: 24}}",
+        "tune.rm={start: sft, lora: {rank: 2}, reward: {steps: 2, pairs: 8}}",
+        "tune.more={start: base, lora: {rank: 2}, sft: {steps: 2, examples: 8, gate: {min_pass1_sampled: 0}}}",
+    )
+    for only in ("low", "rm", "more"):
+        code, shown = call("run", "smoke", *own, "--run-dir", copy, "--only", only)
+        assert code == 0, shown
+    assert {path.name for path in (copy / "more" / "adapter").iterdir()} >= {"adapter_config.json"}
+    base, more = (dict(load_model(copy / name / "model").named_parameters()) for name in ("pretrain.long", "more"))
+    changed = {name for name in base if not torch.equal(base[name], more[name])}
+    assert changed == {name for name in base if name.endswith("_proj.weight")}
+    adapter = load_model(copy / "pretrain.long" / "model")
+    load_lora(copy / "more" / "adapter", adapter)
+    merged = dict(merge_lora(adapter).named_parameters())
+    assert all(torch.equal(merged[name], more[name]) for name in more), "the adapter and the model say the same"
+    assert load_model(copy / "rm" / "model").reward_head is not None
+    code, shown = call("run", "smoke", own[0], "layout.dp=2", "--run-dir", copy)
+    assert code == 2
+    assert "tune.low.lora: trains on one process; layout dp2 has more" in shown

@@ -17,6 +17,7 @@ from typing import Any
 from sekkei.core.errors import ConfigError
 from sekkei.core.stage_names import KINDS
 from sekkei.data.tasks.chain import Form
+from sekkei.model.lora import LoRAConfig
 from sekkei.objectives.grpo import GRPOConfig
 from sekkei.objectives.kto import KTOConfig
 from sekkei.objectives.online_dpo import OnlineDPOConfig
@@ -39,12 +40,14 @@ class TuneConfig:
             pretraining, which a base model goes on with (R1-Zero).
         scored_by: the stage whose reward model scores answers, where the kind's reward_model is not 0.
         verifier: weight of the verifier's 1 or 0 in the reward.
+        lora: train an adapter alone; it is kept beside the model, which holds it folded in.
     """
 
     start: str
     form: Form = "chat"
     scored_by: str | None = None
     verifier: float = 1.0
+    lora: LoRAConfig | None = None
     sft: SFTConfig | None = None
     reward: RewardConfig | None = None
     dpo: DPOConfig | None = None
@@ -57,6 +60,8 @@ class TuneConfig:
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
             raise ConfigError("", f"needs exactly one of {', '.join(KINDS)}; it has {', '.join(given) or 'none'}")
+        if self.lora is not None and self.lora.rank < 1:
+            raise ConfigError("lora.rank", f"got {self.lora.rank}, must be >= 1")
         scores = getattr(self.config, "reward_model", 0.0)
         if scores and self.scored_by is None:
             raise ConfigError("scored_by", f"{self.kind}.reward_model={scores} needs a stage of kind reward; name it")

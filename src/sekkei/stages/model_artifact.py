@@ -13,6 +13,7 @@ from sekkei.core import dist
 from sekkei.core.errors import UserError
 from sekkei.model.config import ModelConfig, RopeScaling
 from sekkei.model.heads import with_heads
+from sekkei.model.lora import merge_lora, save_lora
 from sekkei.model.transformer import Head, Transformer
 from sekkei.stages.training import Training
 from sekkei.train.checkpoint import read_sealed, write_sealed
@@ -28,10 +29,15 @@ def save_model(model: Transformer, folder: Path) -> None:
 def save_trained(training: Training, out: Path, heads: Collection[Head] | None = None) -> None:
     """Write what a stage has trained as `<out>/model`, by the first rank; all take part in gathering it.
 
+    An adapter is written beside it, as `<out>/adapter`, and folded in.
+
     Args:
         heads: those that stay; None: all.
     """
     model = training.model()
+    if training.lora is not None:
+        save_lora(out / "adapter", model, training.lora, training.run.recipe.name)
+        model = merge_lora(model)
     if training.run.ranks.first:
         save_model(model if heads is None else with_heads(model, heads), out / "model")
     dist.barrier()

@@ -61,7 +61,7 @@ class PairedStage:
 
     @property
     def config(self) -> Any:
-        return {self.tune.kind: self.tune.config}
+        return {self.tune.kind: self.tune.config, "lora": self.tune.lora}
 
     def run(self, run: Run, out: Path) -> Figures:
         pairs = read_pairs(run.artifact("preferences"))
@@ -114,7 +114,7 @@ class PairedStage:
         if self.tune.kind == "reward":
             policy = with_heads(policy, ("reward",))
         others = {"reference": load_model(start)} if reference else {}
-        return Training(run, self.name, policy, self.tune.config.loop, CONTEXT, others)
+        return Training(run, self.name, policy, self.tune.config.loop, CONTEXT, others, lora=self.tune.lora)
 
     def _judged(self, training: Training, out: Path, start: Mapping[str, float], end: Mapping[str, float]) -> Figures:
         save_trained(training, out)

@@ -66,7 +66,7 @@ class RolloutStage:
         tune = self.tune
         watched = {"samples_every": self.recipe.eval.samples_every}
         asked = {"form": tune.form, "verifier": tune.verifier, "chain": self.recipe.data.chain}
-        return {tune.kind: tune.config, **asked, "eval": watched}
+        return {tune.kind: tune.config, **asked, "lora": tune.lora, "eval": watched}
 
     def run(self, run: Run, out: Path) -> Figures:
         config, kind = self.tune.config, self.tune.kind
@@ -100,7 +100,7 @@ class RolloutStage:
             critic = with_heads(others.get("reward", policy), ("value",))
         elif self.tune.kind == "ppo":
             policy = with_heads(policy, ("lm", "value"))
-        return Training(run, self.name, policy, config.loop, CONTEXT, others, critic)
+        return Training(run, self.name, policy, config.loop, CONTEXT, others, critic, self.tune.lora)
 
     def prompt(self, index: int, tokenizer: Tokenizer) -> Prompt:
         """Problem number `index` of the training side, with its judge."""

@@ -68,7 +68,7 @@ class SFTStage:
     def config(self) -> Any:
         watched = {"samples_every": self.recipe.eval.samples_every, "max_tokens": self.recipe.eval.max_tokens}
         tasks = {"chain": self.recipe.data.chain, "calculator": self.recipe.data.calculator}
-        return {"sft": self.sft, **tasks, "eval": watched, "file": own_file(self.sft.path)}
+        return {"sft": self.sft, **tasks, "lora": self.tune.lora, "eval": watched, "file": own_file(self.sft.path)}
 
     def run(self, run: Run, out: Path) -> Figures:
         config = self.sft
@@ -94,7 +94,8 @@ class SFTStage:
             passed.append(reached)
             if run.ranks.first:
                 atomic.write_json(out / GATE, passed)  # a resumed run must take the same decision
-            model.requires_grad_(True)
+            if self.tune.lora is None:
+                model.requires_grad_(True)
         save_trained(training, out)
         figures = {"steps": steps, "gate.pass1_sampled": reached, "gate.rounds": len(passed), **training.costs}
         return {f"{self.name}.{name}": value for name, value in figures.items()}
@@ -109,7 +110,7 @@ class SFTStage:
         steps: int,
     ) -> Training:
         config = self.sft
-        training = Training(run, self.name, model, config.loop, context=256)
+        training = Training(run, self.name, model, config.loop, context=256, lora=self.tune.lora)
         prompts = [encode_prompt(tokenizer, [{"role": "user", "content": turn}]) for turn in SAMPLE_TURNS]
         hooks = [(run.recipe.eval.samples_every, sample_hook(training, tokenizer, prompts))]
         objective = SFT(example, config.examples, config.micro_tokens)

@@ -23,6 +23,7 @@ from sekkei.core.seed import derive_seed
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Request, Sampling
 from sekkei.model.flops import flops_per_token
+from sekkei.model.lora import LoRAConfig, add_lora, lora_layers
 from sekkei.model.transformer import RUN_BLOCK, Transformer
 from sekkei.parallel.apply import Sharded
 from sekkei.parallel.layout import Mesh
@@ -63,6 +64,7 @@ class Training:
 
     Args:
         policy: is trained; in place on one process. critic: is trained beside it. others: frozen models by role.
+        lora: train an adapter of the policy instead of its weights.
         context: tokens per row, for the FLOPs shown.
     Attributes:
         step: how models are run. ctx: what an objective may use. generate: with the policy's weights of now.
@@ -78,9 +80,12 @@ class Training:
         context: int,
         others: Mapping[str, Transformer] | None = None,
         critic: Transformer | None = None,
+        lora: LoRAConfig | None = None,
     ) -> None:
         self.run, self.stage, self.loop, self.context = run, stage, loop, context
-        self.whole = policy
+        self.whole, self.lora = policy, lora
+        if lora is not None and not lora_layers(policy):  # a stage may train in several rounds
+            add_lora(policy, lora, run.recipe.seed)
         self.config = policy.config
         autocast = autocast_dtype(loop, run.device)
         trained = {"policy": policy, **({"critic": critic} if critic is not None else {})}
