@@ -86,7 +86,7 @@ class RunFolder:
     def finished(self) -> list[str]:
         """Finished stages in the order of a life; stages that this file does not know come last."""
         middle = [name for key in self.pretrain_keys for name in (f"pretrain.{key}", f"eval.pretrain.{key}")]
-        later, paired = ["eval.base"], False
+        later, paired = ["eval.base", "eval.base-document"], False
         for name in tuning_stages(self.recipe):
             if kind_of(self.recipe, name) in PAIRED and not paired:
                 later.append("preferences")
@@ -98,7 +98,7 @@ class RunFolder:
     @property
     def labels(self) -> list[str]:
         """Evaluated checkpoints in order."""
-        labels = ("base", *tuning_stages(self.recipe))
+        labels = ("base", "base-document", *tuning_stages(self.recipe))
         return [label for label in labels if any(self.under(f"{kind}.{label}") for kind in ("reasoning", "chat"))]
 
     @property

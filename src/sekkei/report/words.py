@@ -19,6 +19,7 @@ _SHARE = re.compile(
 )
 LABELS = {
     "base": "base model",
+    "base-document": "base model, asked as a document",
     "sft": "after instruction tuning",
     "dpo": "after preference optimisation",
     "grpo": "after reinforcement learning",
@@ -78,11 +79,10 @@ def deed(run: RunFolder, stage: str) -> str:
     if stage.startswith("eval.pretrain."):
         return "Measured bits per byte on held-out text, by domain and by position."
     if stage.startswith("eval."):
-        label = LABELS.get(stage.removeprefix("eval."), stage.removeprefix("eval."))
-        return (
-            f"Asked the {label if label == 'base model' else 'model ' + label} held-out problems, everyday turns, "
-            "requests and symbol patterns."
-        )
+        name = stage.removeprefix("eval.")
+        label = LABELS.get(name, f"of {name}")
+        asked = label if label.startswith("base model") else f"model {label}"
+        return f"Asked the {asked} held-out problems, everyday turns, requests and symbol patterns."
     if stage.startswith("pretrain."):
         return _pretraining((run.recipe.get("pretrain") or {}).get(stage.removeprefix("pretrain.")) or {})
     if stage.startswith("inference."):

@@ -18,7 +18,7 @@ from sekkei.core.stage_names import PAIRED
 from sekkei.core.tracker import open_tracker
 from sekkei.parallel.layout import Mesh
 from sekkei.recipes.recipe import Recipe
-from sekkei.recipes.tune import ROLLOUTS
+from sekkei.recipes.tune import BASE, ROLLOUTS
 from sekkei.report.page import closing_screen, render
 from sekkei.stages.agent import AgentStage
 from sekkei.stages.corpus import DataStage, TokenizerStage, TokensStage
@@ -58,6 +58,8 @@ def stages_of(recipe: Recipe) -> list[Stage]:
         stages += [stage, BitsStage(recipe, key, stage.before, stage.rescaled)]
     base = f"pretrain.{list(recipe.pretrain)[-1]}"
     stages.append(EvaluateStage(recipe, base, "base"))
+    if any(tune.form == "document" and tune.start == BASE for tune in recipe.tuning.values()):
+        stages.append(EvaluateStage(recipe, base, "base-document", "document"))  # what RL on it begins with
     for name, tune in recipe.tuning.items():
         if tune.kind in PAIRED and not any(stage.name == "preferences" for stage in stages):
             stages.append(PreferencesStage(recipe))
