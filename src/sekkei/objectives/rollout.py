@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -40,12 +41,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Group:
-    """A prompt's sampled answers with their figures, in order. failed: answers left out, which could not be judged."""
+    """A prompt's sampled answers with their figures, in order.
+
+    failed: answers left out, which could not be judged; failures: of each, the reward function's name ("" unknown).
+    """
 
     prompt: Prompt
     completions: tuple[Completion, ...]
     figures: tuple[Mapping[str, float], ...]
     failed: int = 0
+    failures: tuple[str, ...] = ()
 
     @property
     def rewards(self) -> list[float]:
@@ -56,11 +61,33 @@ class Group:
         return len(self.figures) > 1 and max(self.rewards) != min(self.rewards)
 
 
+class RewardFailedError(Exception):
+    """A reward function raised, or gave no finite number. name: which."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"the reward function {name!r} {why}")
+        self.name = name
+
+
 def weighted(functions: Mapping[str, tuple[Reward, float]]) -> Judge:
-    """Several reward functions as one judge: "reward" is their weighted sum, "rewards/<name>" each by itself."""
+    """Several reward functions as one judge: "reward" is their weighted sum, "rewards/<name>" each by itself.
+
+    A function that raises or gives no finite number fails the answer, by name; see `roll_out`, `on_error`.
+    """
+
+    def value(name: str, function: Reward, completion: Completion) -> float:
+        try:
+            found = float(function(completion))
+        except UserError:
+            raise
+        except Exception as error:
+            raise RewardFailedError(name, f"raised {type(error).__name__}: {error}") from error
+        if not math.isfinite(found):
+            raise RewardFailedError(name, f"returned {found}: rewards must be finite numbers")
+        return found
 
     def judge(completion: Completion) -> Mapping[str, float]:
-        found = {name: float(function(completion)) for name, (function, _) in functions.items()}
+        found = {name: value(name, function, completion) for name, (function, _) in functions.items()}
         total = sum(found[name] * weight for name, (_, weight) in functions.items())
         return {"reward": total, **{f"rewards/{name}": value for name, value in found.items()}}
 
@@ -117,14 +144,18 @@ def judged_groups(
 
 def _judged(prompt: Prompt, completions: Sequence[Completion], on_error: OnError) -> Group:
     kept, figures = [], []
+    failures: list[str] = []
     for completion in completions:
         try:
             values = dict(prompt.judge(completion))
         except UserError:
             raise
         except Exception as error:
+            named = isinstance(error, RewardFailedError)
             if on_error == "stop":
-                raise UserError(f"a reward function raised {type(error).__name__}: {error}") from error
+                why = str(error) if named else f"a reward function raised {type(error).__name__}: {error}"
+                raise UserError(why) from error
+            failures.append(error.name if isinstance(error, RewardFailedError) else "")
             continue
         reward = values.get("reward")
         if reward is not None and math.isfinite(reward):
@@ -132,7 +163,9 @@ def _judged(prompt: Prompt, completions: Sequence[Completion], on_error: OnError
             figures.append(values)
         elif on_error == "stop":
             raise UserError(f"a reward function returned {reward}: rewards must be finite numbers")
-    return Group(prompt, tuple(kept), tuple(figures), len(completions) - len(kept))
+        else:
+            failures.append("")
+    return Group(prompt, tuple(kept), tuple(figures), len(failures), tuple(failures))
 
 
 def check_exact(sampling: Sampling) -> None:
@@ -173,7 +206,8 @@ def group_figures(groups: Sequence[Group]) -> dict[str, float]:
     """Means of every figure that the judges gave, over the answers that have it; spread of the groups, lengths.
 
     completion_tokens: that the policy wrote. tool_calls, tool_tokens: per answer; tool_errors: share of all calls.
-    Reward functions by name ("rewards/…") have their standard deviation too; reward_errors: answers that were left out.
+    Reward functions by name ("rewards/…") have their standard deviation too; reward_errors: answers that were left out,
+    and by the function that failed.
     """
     answers = [figures for group in groups for figures in group.figures]
     names = sorted({name for figures in answers for name in figures})
@@ -186,6 +220,8 @@ def group_figures(groups: Sequence[Group]) -> dict[str, float]:
     failed = sum(group.failed for group in groups)
     if failed:
         result["reward_errors"] = float(failed)
+        named = Counter(name for group in groups for name in group.failures if name)
+        result.update({f"reward_errors/{name}": float(count) for name, count in sorted(named.items())})
     groups = [group for group in groups if group.completions]
     completions = [completion for group in groups for completion in group.completions]
     if not completions:
