@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from sekkei.recipes.recipe import load
+
 ROOT = Path(__file__).parents[2]
 SETUP = ("git clone ", "cd ", "pip install ", "python3 -m venv ", "source ", ". ")
 
@@ -67,6 +69,14 @@ def test_readme_commands_work(smoke_run: Path) -> None:
             check=False,
         )
         assert result.returncode == 0, f"README: {command}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+
+
+def test_readme_recipes_validate(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```yaml\n# (\S+?):.*?\n(.*?)^```", readme(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 2
+    for name, text in blocks:
+        (tmp_path / name).write_text(text)
+        load(str(tmp_path / name))
 
 
 def test_commands_are_found() -> None:
