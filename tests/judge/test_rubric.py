@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sekkei.core.errors import ConfigError
@@ -111,6 +111,7 @@ def test_words_and_fences_around_json_are_fine() -> None:
     assert read_scores(f"<think>maybe {{}} or {reply(accuracy=1.0)}</think>{reply()}", RUBRIC).total == 20  # type: ignore[union-attr]
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_no_text_crashes_the_readers(text: str) -> None:
     read_scores(text, RUBRIC)

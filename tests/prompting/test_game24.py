@@ -76,6 +76,7 @@ def expressions(draw: st.DrawFn) -> tuple[list[int], str, Fraction | None]:
     return numbers, parts[0][0], parts[0][1]
 
 
+@settings(deadline=None)
 @given(expressions())
 def test_the_checker_agrees_with_the_value_it_was_built_with(made: tuple[list[int], str, Fraction | None]) -> None:
     numbers, text, value = made
@@ -83,6 +84,7 @@ def test_the_checker_agrees_with_the_value_it_was_built_with(made: tuple[list[in
     assert check(numbers, text[1:-1]) == (value == 24), "the outer brackets do not matter"
 
 
+@settings(deadline=None)
 @given(st.lists(NUMBER, min_size=4, max_size=4), st.randoms(use_true_random=False))
 def test_a_solution_is_right_for_its_own_numbers_only(numbers: list[int], rng: random.Random) -> None:
     state = Game24().start(" ".join(map(str, numbers)))
@@ -102,6 +104,7 @@ def test_a_solution_is_right_for_its_own_numbers_only(numbers: list[int], rng: r
     assert not check(numbers, f"-(0 - ({text}))")
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="0123456789+-*/() .=x", max_size=30))
 def test_the_checker_never_breaks(text: str) -> None:
     assert check([4, 9, 10, 13], text) in (True, False)

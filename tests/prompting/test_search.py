@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sekkei.core.errors import ConfigError, UserError
@@ -71,6 +71,7 @@ def noise(seed: int) -> Callable[[str], float]:
     return lambda state: (hash((seed, *map(int, state))) % 1000) / 1000
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(0, 10_000))
 def test_breadth_first_is_algorithm_1(width: int, depth: int, beam: int, seed: int) -> None:
     value = noise(seed)
@@ -101,6 +102,7 @@ def depth_by_hand(
     return found, expanded
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.floats(0, 1), st.integers(1, 5), st.integers(0, 10_000))
 def test_depth_first_is_algorithm_2(width: int, depth: int, threshold: float, outputs: int, seed: int) -> None:
     value = noise(seed)

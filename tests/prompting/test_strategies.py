@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sekkei.core.errors import ConfigError
@@ -95,6 +95,7 @@ def mmr_by_hand(likeness: list[float], between: list[list[float]], k: int, weigh
     return chosen
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=1, max_size=8, unique=True), st.integers(1, 8))
 def test_diverse_is_maximal_marginal_relevance(points: list[tuple[float, float]], k: int) -> None:
     vectors = {f"p{i}": (x, y + 1.5) for i, (x, y) in enumerate(points)} | {"q": (0.3, 1.0)}
@@ -212,6 +213,7 @@ def test_of_equals_the_first_wins_and_nobody_may_vote() -> None:
     assert nothing.answer is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["1", "2", "3", None]), min_size=1, max_size=12), st.integers(1, 5))
 def test_stopping_when_sure_never_changes_the_majority(answers: list[str | None], batch: int) -> None:
     k = len(answers)

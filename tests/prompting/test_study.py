@@ -26,6 +26,7 @@ from sekkei.prompting.study import (
     Entry,
     Row,
     StudyConfig,
+    chain_entries,
     chain_examples,
     chain_problems,
     chain_study,
@@ -43,6 +44,7 @@ from sekkei.text.tokenizer import SPECIAL, TokenizerConfig, train_tokenizer
 
 TASK = ChainConfig()
 SMALL = StudyConfig(problems=3, operations=3, shots=(0, 2), samples=(1, 5), best_of=4, beam=2, candidates=2, pool=8)
+SMALL = replace(SMALL, places=("turns",))
 
 
 class Updates:
@@ -133,6 +135,26 @@ def test_a_reward_model_is_a_row_of_its_own() -> None:
     rows = {row.key: row for row in chain_study(LLM(script), TASK, SMALL, scorer=worst, scorer_name="contrary")}
     assert (rows["best_of.contrary.n4"].accuracy, rows["best_of.contrary.n4"].any_of) == (0.0, 1.0)
     assert len(rows) * SMALL.problems == units(SMALL, with_scorer=True)
+
+
+def test_examples_stand_where_they_are_put() -> None:
+    config = replace(SMALL, places=("turns", "system", "user"))
+    entries = {entry.key: entry for entry in chain_entries(config, chain_examples(TASK, config))}
+    assert [key for key in entries if key.startswith("cot")] == [
+        *("cot.shots0", "cot.shots2", "cot.system.shots2", "cot.user.shots2"),
+    ]
+    asked = {key: entries[key].strategy.messages("start at 1, add 2, modulo 23") for key in entries if "cot" in key}  # type: ignore[attr-defined]
+    assert [message["role"] for message in asked["cot.system.shots2"]] == ["system", "user"]
+    (only,) = asked["cot.user.shots2"]
+    assert only["content"] == f"{asked['cot.system.shots2'][0]['content']}\n\nstart at 1, add 2, modulo 23"
+    blocks = only["content"].split("\n\n")
+    shown = [message["content"] for message in asked["cot.shots2"][:-1]]
+    assert [block.split("\n")[0] for block in blocks[:-1]] == shown[::2]
+    assert [block.split("\n")[-1] for block in blocks[:-1]] == [answer.strip() for answer in shown[1::2]]
+    assert all(block.split("\n")[1].count("=") == 3 for block in blocks[:-1])
+    assert len(entries) * config.problems == units(config)
+    with pytest.raises(ConfigError, match="places"):
+        StudyConfig(places=("user", "user"))
 
 
 def test_problems_are_held_out_and_examples_are_not() -> None:

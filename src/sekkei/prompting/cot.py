@@ -18,7 +18,7 @@ from typing import Literal
 
 from sekkei.llm.face import LLM
 from sekkei.llm.protocol import Message, Reply, Settings, assistant, system, user
-from sekkei.prompting.few_shot import FewShot, as_turns
+from sekkei.prompting.few_shot import FewShot, as_text, as_turns
 from sekkei.prompting.solution import Meter, Solution, flat_tree
 from sekkei.tools.answers import extract_answer, normalise
 
@@ -26,6 +26,7 @@ TRIGGER = "Let's think step by step."  # Kojima et al. 2022, table 4: the best o
 ANSWER_FORM = 'End with one line "answer: " and the answer alone.'
 SECOND = "Therefore, the answer is"
 
+Place = Literal["turns", "system", "user"]
 Extract = Callable[[Reply], str | None]
 
 
@@ -39,7 +40,9 @@ class ChainOfThought:
     """Ask once.
 
     Args:
-        reasoning: see the header. shots: examples, None = zero-shot.
+        reasoning: see the header. shots: examples, None = zero-shot. place: where these stand: as turns of their own
+            (a chat model's usual form), in the system message, or in the user's turn before the question. A model that
+            was tuned on single turns may read the last two better.
         instruction: a system message, "" = none. form: appended to the question, so that the answer can be read;
             "" = none (for a model that was trained on the task's own form).
         empty_blocks: examples of "no" show an empty think block, as a model that was trained on think blocks writes it.
@@ -49,6 +52,7 @@ class ChainOfThought:
 
     reasoning: Literal["no", "written", "think"] = "written"
     shots: FewShot | None = None
+    place: Place = "turns"
     instruction: str = ""
     form: str = ANSWER_FORM
     empty_blocks: bool = False
@@ -69,10 +73,14 @@ class ChainOfThought:
             asked.append(self.form)
         if self.reasoning == "written" and self.shots is None:
             asked.append(TRIGGER)
-        head = [system(self.instruction)] if self.instruction else []
         examples = self.shots.choose(question) if self.shots is not None else []
         how = "empty" if self.reasoning == "no" and self.empty_blocks else self.reasoning
-        return [*head, *as_turns(examples, how), user("\n".join(asked))]
+        text = as_text(examples, self.reasoning != "no") if self.place != "turns" else ""
+        above = [part for part in (self.instruction, text if self.place == "system" else "") if part]
+        head = [system("\n\n".join(above))] if above else []
+        turns = as_turns(examples, how) if self.place == "turns" else []
+        before = f"{text}\n\n" if text and self.place == "user" else ""
+        return [*head, *turns, user(before + "\n".join(asked))]
 
     async def sample(self, meter: Meter, question: str, count: int, seed: int) -> list[tuple[Reply, str | None]]:
         """`count` replies with their answers; `seed` is added to the settings' own."""

@@ -207,3 +207,12 @@ def as_turns(
             answer = {**answer, "reasoning_content": example.reasoning if reasoning == "think" else ""}
         turns += [user(example.question), answer]
     return turns
+
+
+def as_text(examples: Sequence[Example], reasoning: bool) -> str:
+    """Examples as one text, each as question, reasoning (where it is to be shown) and answer on lines of their own."""
+    shown = []
+    for example in examples:
+        lines = [example.question, *([example.reasoning] if reasoning and example.reasoning else []), example.answer]
+        shown.append("\n".join(line.strip() for line in lines))
+    return "\n\n".join(shown)

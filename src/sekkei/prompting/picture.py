@@ -52,9 +52,11 @@ def study_svg(rows: Sequence[Row], title: str = "Accuracy against tokens spent p
     for family, colour in COLOURS.items():
         own = [row for row in rows if row.family == family]
         sized = [row for row in own if re.fullmatch(r".*\.(shots|k)\d+", row.key)]
-        if len(sized) > 1:
-            line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(row, row.accuracy) for row in sized))
-            parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
+        for series in dict.fromkeys(row.key.rpartition(".")[0] for row in sized):
+            line = [at(row, row.accuracy) for row in sized if row.key.rpartition(".")[0] == series]
+            points = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
+            if len(line) > 1:
+                parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
         for row in own:
             (x, y), (_, top), (_, bottom) = at(row, row.accuracy), at(row, row.high), at(row, row.low)
             tip = f"{row.name}: {row.accuracy:.1%} ({row.low:.1%} to {row.high:.1%}), {row.tokens:,.0f} tokens"
@@ -71,7 +73,9 @@ def _label(row: Row) -> str:
     """What tells a point from its family: its size, its scorer, its search."""
     found = re.search(r"\.(?:shots|k)(\d+)(_early)?$", row.key)
     if found:
-        return f"{'k=' if row.family == 'self-consistency' else ''}{found[1]}{' early' if found[2] else ''}"
+        place = row.key.split(".")[1] if row.key.count(".") > 1 else ""  # of examples, where it is not the usual one
+        sign = "k=" if row.family == "self-consistency" else ""
+        return f"{sign}{found[1]}{' early' if found[2] else ''}{f' {place}' if place else ''}"
     return row.key.split(".")[1].replace("_", " ")
 
 

@@ -20,7 +20,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sekkei.core.errors import ConfigError
 from sekkei.core.progress import Bar
@@ -30,7 +30,7 @@ from sekkei.llm.face import LLM, wait_for
 from sekkei.llm.protocol import LLMError, Settings
 from sekkei.prompting import scorers
 from sekkei.prompting.best_of_n import BestOfN, Scorer
-from sekkei.prompting.cot import ChainOfThought
+from sekkei.prompting.cot import ChainOfThought, Place
 from sekkei.prompting.few_shot import Example, FewShot
 from sekkei.prompting.self_consistency import SelfConsistency
 from sekkei.prompting.solution import Solution, Strategy
@@ -48,6 +48,7 @@ class StudyConfig:
 
     Args:
         problems: how many. operations: their length. shots: numbers of examples, for direct and cot alike.
+        places: where examples stand (cot.ChainOfThought); the first is that of the direct rows.
         samples: k of self-consistency. best_of: n. beam, candidates: of ToT (bfs); dfs has the same candidates.
         temperature: of all that is sampled; 1 = the model as it was trained. max_tokens: of a reply.
         pool: examples to choose from, drawn from the training side. seed: of everything.
@@ -56,6 +57,7 @@ class StudyConfig:
     problems: int = 64
     operations: int = 6
     shots: tuple[int, ...] = (0, 1, 2, 4, 8)
+    places: tuple[Place, ...] = ("turns", "user")
     samples: tuple[int, ...] = (1, 4, 16)
     best_of: int = 16
     beam: int = 5
@@ -71,6 +73,8 @@ class StudyConfig:
                 raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
         if not self.shots or min(self.shots) < 0 or max(self.shots) > self.pool:
             raise ConfigError("shots", f"got {list(self.shots)}, must list numbers from 0 to pool={self.pool}")
+        if not self.places or len(set(self.places)) < len(self.places):
+            raise ConfigError("places", f"got {list(self.places)}, must list some of {', '.join(get_args(Place))} once")
         if not self.samples or min(self.samples) < 1:
             raise ConfigError("samples", f"got {list(self.samples)}, must list numbers >= 1")
         if self.temperature <= 0:
@@ -228,17 +232,25 @@ def chain_entries(
     greedy = Settings(max_tokens=config.max_tokens, seed=config.seed)
     sampled = replace(greedy, temperature=config.temperature)
 
-    def asked(reasoning: Literal["no", "think"], settings: Settings, shots: int = 0) -> ChainOfThought:
+    def asked(
+        reasoning: Literal["no", "think"], settings: Settings, shots: int = 0, place: Place = config.places[0]
+    ) -> ChainOfThought:
         shown = FewShot(pool=examples, k=shots, select="random", order="shuffled", seed=config.seed) if shots else None
         return ChainOfThought(
-            reasoning=reasoning, shots=shown, form="", empty_blocks=True, second_ask=False,
+            reasoning=reasoning, shots=shown, place=place, form="", empty_blocks=True, second_ask=False,
             settings=settings, extract=read_answer, canon=str.strip,
         )  # fmt: skip
 
     entries = [
         Entry(f"direct.shots{k}", "direct", asked("no", greedy, k), f"direct, {k} examples") for k in config.shots
     ]
-    entries += [Entry(f"cot.shots{k}", "cot", asked("think", greedy, k), f"CoT, {k} examples") for k in config.shots]
+    for i, place in enumerate(config.places):
+        ending, where = ("", "") if i == 0 else (f".{place}", f" in the {place} turn")
+        entries += [
+            Entry(f"cot{ending}.shots{k}", "cot", asked("think", greedy, k, place), f"CoT, {k} examples{where}")
+            for k in config.shots
+            if k or i == 0  # without examples all places are one
+        ]
     for k in config.samples:
         voted = SelfConsistency(chain=asked("think", sampled), k=k, batch=k, stop="never")
         entries.append(Entry(f"self_consistency.k{k}", "self-consistency", voted))
