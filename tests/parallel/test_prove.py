@@ -16,6 +16,7 @@ from sekkei.parallel.traffic import Traffic
 from sekkei.prove import case
 from sekkei.prove.certificate import NAMED, Certificate, prove, rows_for, rows_of
 from sekkei.prove.faults import FAULTS
+from sekkei.prove.objectives import TOKENS
 from sekkei.prove.worker import LIMIT, Row
 
 # one of each kind: what `sekkei prove` runs in full
@@ -90,7 +91,7 @@ def test_what_data_ranks_send_is_what_the_planner_prices(certificate: Certificat
     rows = {row["layout"]: row for row in certificate.rows if row["objective"] == "tokens"}
     for layout in TESTED:
         if layout.dp * layout.cp * layout.replicate == layout.world * layout.replicate and layout.cp == 1:
-            job = Job(model=case.CONFIG, context=case.TOKENS, rows=8, micro_rows=2, weights="fp64")
+            job = Job(model=case.CONFIG, context=TOKENS, rows=8, micro_rows=2, weights="fp64")
             priced = sum(data_bytes(job, layout).values())
             assert 0 <= rows[layout.name]["bytes_sent"] - priced < 100, layout.name
 
@@ -118,7 +119,7 @@ def test_the_named_rows() -> None:
     assert len(rows_for(4, True)) > len(rows_for(4, False))
     assert len(set(rows_for(8, True))) == len(rows_for(8, True))
     for row in rows_for(8, True):
-        row.layout.check(row.config, row.nproc, case.TOKENS)
+        row.layout.check(row.config, row.nproc, TOKENS)
         row.layout.check_micro_batches(case.MICRO_BATCHES // row.layout.dp)
     with pytest.raises(UserError, match="--nproc=3: must be 2, 4 or 8"):
         rows_for(3, False)

@@ -34,8 +34,9 @@ def command(
     import time
 
     from sekkei.core import atomic
-    from sekkei.core.errors import UserError
+    from sekkei.core.errors import ConfigError, UserError
     from sekkei.core.progress import Console
+    from sekkei.parallel.compiled import check_compiler
     from sekkei.prove.certificate import prove, rows_for, rows_of
 
     if recipe is not None:
@@ -48,7 +49,13 @@ def command(
     elif overrides:
         raise UserError(f"{overrides[0]}: changes a recipe, and --recipe names none")
     else:
-        rows = rows_for(nproc, everything)
+        try:
+            check_compiler()
+            rows = rows_for(nproc, everything)
+        except ConfigError as error:
+            rows = rows_for(nproc, everything, compiler=False)
+            if everything:
+                print(f"without the rows that compile: {error}")
     console, began = Console(), time.perf_counter()
     with console.bar("prove", 0) as bar:
         found = prove(rows, nproc, bar.update, faults=recipe is None)

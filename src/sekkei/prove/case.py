@@ -3,8 +3,7 @@
 Nearly everything is float64: right layouts agree to about 1e-15 there and a planted fault shows an error of 1e-3 to 1,
 so the limit of 1e-10 needs no tuning. Loss curves would prove nothing: Adam hides a gradient that is twice too large.
 
-The batch: packed rows (documents of many lengths, padding), token weights that differ, and for DPO pairs of uneven
-length; micro-batch i of the global batch goes to data rank i modulo dp.
+The batch is one that the objective is asked about (objectives.py); micro-batch i of it goes to data rank i modulo dp.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sekkei.data.batch import Batch, Sample, lay_out
+from sekkei.data.batch import Batch
 from sekkei.model.config import ModelConfig, MoEConfig
 from sekkei.model.init import build
-from sekkei.model.transformer import Transformer
-from sekkei.objectives.preference import DPOLoss
-from sekkei.objectives.pretrain import TokenLoss
+from sekkei.model.transformer import Head, Transformer
 from sekkei.parallel.ops import LocalOps
-from sekkei.train.objective import Loss, Update
+from sekkei.prove.objectives import OBJECTIVES, VOCABULARY, Objective
+from sekkei.train.objective import Update
 from sekkei.train.optim import OptimConfig, Optimizer
 from sekkei.train.step import PlainStep
 from sekkei.train.trainee import Placed
@@ -35,16 +33,15 @@ CONFIG = ModelConfig(
     num_kv_heads=4,
     head_dim=8,
     intermediate_size=48,
-    vocab_size=96,
+    vocab_size=VOCABULARY,
     qk_norm=True,
 )
-TOKENS, ROWS, MICRO_BATCHES, STEPS = 48, 2, 4, 3
+MICRO_BATCHES, STEPS = 4, 3
 DEEP = replace(CONFIG, num_layers=4)  # for pipelines: two stages on each of two ranks
 EXPERTS = MoEConfig(experts=4, active=2, shared=1, intermediate_size=24, first_dense=1, bias_rate=0.05)
 SEED = 7
 CPU = torch.device("cpu")
 OPTIM = OptimConfig(kind="adamw", lr=1e-2, schedule="constant", warmup=0.0, weight_decay=0.1, eps=1e-8, clip=0.5)
-Objective = Literal["tokens", "dpo"]
 
 
 @dataclass(frozen=True)
@@ -57,13 +54,13 @@ class Answer:
     parameters: dict[str, Tensor]
 
 
-def model(config: ModelConfig, dtype: torch.dtype = torch.float64) -> Transformer:
+def model(config: ModelConfig, dtype: torch.dtype = torch.float64, heads: tuple[Head, ...] = ("lm",)) -> Transformer:
     """With weights of the size of a trained model's: at the usual small ones attention is flat and faults are small."""
-    made = build(config, SEED, dtype=dtype)
+    made = build(config, SEED, heads, dtype)
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             generator = torch.Generator().manual_seed(len(name) + parameter.numel())
-            if parameter.ndim == 1:
+            if parameter.ndim == 1 or parameter.shape[0] == 1:  # norms; heads of one number, which start at 0
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=dtype))
             else:
                 parameter.mul_(2.0)
@@ -73,12 +70,7 @@ def model(config: ModelConfig, dtype: torch.dtype = torch.float64) -> Transforme
 def micro_batches(objective: Objective, dtype: torch.dtype = torch.float64) -> list[Batch]:
     """The global batch; token ids are below the tiny model's vocabulary, and so below any other."""
     rng = random.Random(3)
-    made = [_pairs(rng) if objective == "dpo" else _documents(rng) for _ in range(MICRO_BATCHES)]
-    return [_wide(batch, dtype) for batch in made]
-
-
-def loss_of(objective: Objective) -> Loss:
-    return DPOLoss(beta=0.3, nll=0.2) if objective == "dpo" else TokenLoss()
+    return [_wide(OBJECTIVES[objective].batch(rng), dtype) for _ in range(MICRO_BATCHES)]
 
 
 def optimizer_of(kind: Literal["adamw", "muon"], module: nn.Module, placed: Placed | None = None) -> Optimizer:
@@ -88,47 +80,19 @@ def optimizer_of(kind: Literal["adamw", "muon"], module: nn.Module, placed: Plac
 
 def single(objective: Objective, config: ModelConfig, kind: Literal["adamw", "muon"], dtype: torch.dtype) -> Answer:
     """The answer of one process."""
-    policy = model(config, dtype)
+    asked = OBJECTIVES[objective]
+    policy = model(config, dtype, asked.heads)
     step = PlainStep({"policy": policy}, LocalOps(), CPU, None)
     optimizer = optimizer_of(kind, policy)
     first: tuple[float, float, dict[str, Tensor]] | None = None
     for number in range(STEPS):
-        metrics = step.backward(Update("policy", micro_batches(objective, dtype), loss_of(objective)))
+        metrics = step.backward(Update("policy", micro_batches(objective, dtype), asked.loss))
         gradients = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
         norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), OPTIM.clip))
         first = first or (float(metrics["loss"].total), norm, gradients)
         optimizer.step(number)
     assert first is not None
     return Answer(*first, {name: p.detach() for name, p in policy.named_parameters()})
-
-
-def _documents(rng: random.Random) -> Batch:
-    rows = []
-    for _ in range(ROWS):
-        row, left = [], TOKENS - rng.randint(0, 9)
-        while left > 1:
-            length = min(left, rng.choice((3, 7, 12, 30)))
-            ids = [rng.randrange(CONFIG.vocab_size) for _ in range(length + 1)]
-            row.append(Sample(ids=ids, weights=[rng.choice((0.0, 0.5, 1.0, 2.0)) for _ in ids]))
-            left -= length
-        rows.append(row)
-    return lay_out(rows, TOKENS)
-
-
-def _pairs(rng: random.Random) -> Batch:
-    rows, pair = [], 0
-    for _ in range(ROWS):
-        row = []
-        for _ in range(rng.randint(1, 2)):
-            prompt = [rng.randrange(CONFIG.vocab_size) for _ in range(rng.randint(2, 5))]
-            for sign in (1.0, -1.0):
-                answer = [rng.randrange(CONFIG.vocab_size) for _ in range(rng.randint(3, 6))]
-                weights = [0.0] * len(prompt) + [1.0] * len(answer)
-                extra = {"sign": sign, "pair": float(pair), "ref": rng.uniform(-30, -10)}
-                row.append(Sample(ids=prompt + answer, weights=weights, per_segment=extra))
-            pair += 1
-        rows.append(row)
-    return lay_out(rows, TOKENS, 4)
 
 
 def _wide(batch: Batch, dtype: torch.dtype) -> Batch:

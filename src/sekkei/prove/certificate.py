@@ -16,6 +16,7 @@ from sekkei.model.config import ModelConfig
 from sekkei.parallel.layout import CHUNKS, Layout
 from sekkei.prove import case
 from sekkei.prove.faults import FAULTS
+from sekkei.prove.objectives import OBJECTIVES, TOKENS
 from sekkei.prove.worker import Row, run_rows
 
 NAMED = (
@@ -78,7 +79,16 @@ OWN = (  # of a recipe that names no layout: one of each kind
     Layout(cp=2),
     Layout(pp=2),
 )
+SPREAD = (Layout(dp=2), Layout(tp=2), Layout(cp=2), Layout(pp=2))
+COMPILED = (
+    Layout(dp=2, zero=2, compile=True),
+    Layout(dp=2, zero=3, recompute="full", compile=True),
+    Layout(tp=2, sequence_parallel=True, compile=True),
+    Layout(cp=2, compile=True),
+    Layout(pp=2, compile=True),
+)
 PREFERENCES = (Layout(dp=2), Layout(tp=2), Layout(cp=2), Layout(cp=4), Layout(dp=2, cp=2, zero=2), Layout(pp=2, cp=2))
+OTHERS = tuple(name for name in OBJECTIVES if name not in ("tokens", "dpo"))
 
 
 @dataclass(frozen=True)
@@ -93,9 +103,11 @@ class Certificate:
         return all(row["passed"] for row in self.rows) and not any(row["passed"] for _, row in self.faults)
 
 
-def rows_for(nproc: int, everything: bool) -> list[Row]:
+def rows_for(nproc: int, everything: bool, compiler: bool = True) -> list[Row]:
     """The rows of a certificate on up to `nproc` processes.
 
+    Args:
+        compiler: whether this machine can compile blocks.
     Raises:
         UserError: nproc is not 2, 4 or 8.
     """
@@ -105,7 +117,13 @@ def rows_for(nproc: int, everything: bool) -> list[Row]:
     rows = [Row(layout) for layout in layouts if 1 < layout.world <= nproc]
     rows += [Row(layout, kind="muon") for layout in MUON if layout.world <= nproc]
     rows += [Row(layout, dtype="fp32") for layout in FLOAT32 if layout.world <= nproc]
-    return rows + [Row(layout, "dpo") for layout in PREFERENCES if layout.world <= nproc]
+    rows += [Row(layout, "dpo") for layout in PREFERENCES if layout.world <= nproc]
+    rows += [Row(Layout(pp=2, cp=2) if nproc >= 4 else Layout(cp=2), name) for name in OTHERS]
+    if everything:
+        rows += [Row(layout, name) for name in OTHERS for layout in SPREAD]
+        rows += [Row(layout, name, dtype="fp32") for name in ("tokens", "dpo", "grpo") for layout in SPREAD]
+        rows += [Row(layout) for layout in COMPILED if compiler]
+    return list(dict.fromkeys(rows))
 
 
 def rows_of(model: ModelConfig, layout: Layout, nproc: int) -> list[Row]:
@@ -121,13 +139,13 @@ def rows_of(model: ModelConfig, layout: Layout, nproc: int) -> list[Row]:
     if layout.world > nproc:
         raise UserError(f"the recipe's layout {layout.name} needs --nproc {layout.world} or more, got {nproc}")
     if layout.world > 1:
-        layout.check(model, tokens=case.TOKENS)
+        layout.check(model, tokens=TOKENS)
         layout.check_micro_batches(case.MICRO_BATCHES // layout.dp)
         return [Row(replace(layout, microbatches=0, weights="fp32", reduce="fp32"), model=model)]
     rows = []
     for own in OWN:
         try:
-            own.check(model, tokens=case.TOKENS)
+            own.check(model, tokens=TOKENS)
         except ConfigError:
             continue
         rows.append(Row(own, model=model))
@@ -175,7 +193,7 @@ def _product(nproc: int) -> list[Layout]:
                     sequence_parallel=sequence,
                     schedule=schedule,
                 )
-                layout.check(case.DEEP if pp > 1 else case.CONFIG, tokens=case.TOKENS)
+                layout.check(case.DEEP if pp > 1 else case.CONFIG, tokens=TOKENS)
                 layout.check_micro_batches(case.MICRO_BATCHES // dp)
             except ConfigError:
                 continue

@@ -28,6 +28,7 @@ from sekkei.parallel.pipeline import Pipelined
 from sekkei.parallel.traffic import Traffic
 from sekkei.prove import case
 from sekkei.prove.faults import FAULTS, planted
+from sekkei.prove.objectives import OBJECTIVES, Objective
 from sekkei.prove.spawned import spawned
 from sekkei.train.objective import Update
 from sekkei.train.pipeline_step import PipelineStep
@@ -50,7 +51,7 @@ class Row:
     """
 
     layout: Layout
-    objective: case.Objective = "tokens"
+    objective: Objective = "tokens"
     fault: int | None = None
     kind: Literal["adamw", "muon"] = "adamw"
     dtype: Literal["fp64", "fp32"] = "fp64"
@@ -75,7 +76,7 @@ class Row:
         return " ".join([self.layout.name, *marks])
 
     @property
-    def question(self) -> tuple[case.Objective, ModelConfig, Literal["adamw", "muon"], torch.dtype]:
+    def question(self) -> tuple[Objective, ModelConfig, Literal["adamw", "muon"], torch.dtype]:
         """What one process is asked: rows that share it are compared with one answer."""
         return self.objective, self.config, self.kind, self.torch_dtype
 
@@ -138,7 +139,8 @@ def compute(row: Row, answer: case.Answer) -> Finding:
     began = time.perf_counter()
     with planted(None if row.fault is None else FAULTS[row.fault]):
         mesh = Mesh(row.layout, "cpu")
-        whole = case.model(row.config, row.torch_dtype)
+        asked = OBJECTIVES[row.objective]
+        whole = case.model(row.config, row.torch_dtype, asked.heads)
         whole.run_block = RUN_BLOCK[row.layout.recompute]
         model = (Pipelined if row.layout.pp > 1 else Sharded)(whole, mesh)
         optimizer = case.optimizer_of(row.kind, model.model, model)
@@ -153,7 +155,7 @@ def compute(row: Row, answer: case.Answer) -> Finding:
         for number in range(case.STEPS if row.fault is None else 1):
             own = case.micro_batches(row.objective, row.torch_dtype)[mesh.dp_rank :: row.layout.dp]
             with contextlib.nullcontext() if first else traffic:
-                metrics = step.backward(Update("policy", own, case.loss_of(row.objective)))
+                metrics = step.backward(Update("policy", own, asked.loss))
             if first is None:
                 held = model.bytes()
                 error, worst = largest(dict(model.gather_gradients()), answer.gradients)
