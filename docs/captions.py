@@ -1,6 +1,9 @@
-"""Writes the captions of README.md: the first sentence of every source file, between the `files` markers.
+"""Writes what the pages show of code and results between their markers: captions of files, tables of recorded figures.
 
-python docs/captions.py            rewrite README.md
+    README.md            files: the first sentence of every source file; figures: docs/results/laptop.json
+    docs/alignment.md    study: docs/results/laptop-study.json, r1-zero.json and r1.json, as far as they are there
+
+python docs/captions.py            rewrite the pages
 python docs/captions.py --check    exit 1 if it is out of date (a test does this)
 """
 
@@ -69,6 +72,34 @@ def figures() -> str:
     return "\n".join(lines) + "\n"
 
 
+def study() -> str:
+    """Every tuning stage of the recorded studies, side by side."""
+    lines = [
+        "| recipe | stage | greedy | sampled | thinking off | steps written | tokens trained | models, MB | minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in ("laptop-study", "r1-zero", "r1"):
+        path = ROOT / "docs" / "results" / f"{name}.json"
+        if not path.exists():
+            continue
+        run = json.loads(path.read_text(encoding="utf-8"))
+        found, seconds = run["figures"], run["seconds"]
+        for stage in [key.removeprefix("eval.") for key in seconds if key.startswith("eval.")]:
+            figures = {key: found.get(f"reasoning.{stage}.{key}") for key in ("pass1_greedy", "pass1_sampled", "steps")}
+            if figures["pass1_greedy"] is None:
+                continue
+            silent = found[f"reasoning.{stage}.no_thinking.pass1_greedy"]
+            shown = [f"{figures['pass1_greedy']:.0%}", f"{figures['pass1_sampled']:.0%}", f"{silent:.0%}"]
+            shown.append(f"{figures['steps']:.1f}")
+            if f"{stage}.tokens" in found:
+                size = f"{found[f'{stage}.models']:.0f}, {found[f'{stage}.model_bytes'] / 1e6:.0f}"
+                shown += [f"{found[f'{stage}.tokens']:,.0f}", size, f"{seconds[stage] / 60:.1f}"]
+            else:
+                shown += ["", "", ""]
+            lines.append(f"| `{name}` | `{stage}` | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def fill(text: str, name: str, content: str) -> str:
     """Replace what stands between the markers `name` and `/name`."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -78,13 +109,19 @@ def fill(text: str, name: str, content: str) -> str:
 
 
 def main() -> int:
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    new = fill(fill(text, "files", captions()), "figures", figures())
-    if "--check" in sys.argv:
-        return int(new != text)
-    readme.write_text(new, encoding="utf-8")
-    return 0
+    parts = {
+        ROOT / "README.md": {"files": captions(), "figures": figures()},
+        ROOT / "docs" / "alignment.md": {"study": study()},
+    }
+    stale = False
+    for page, contents in parts.items():
+        text = new = page.read_text(encoding="utf-8")
+        for name, content in contents.items():
+            new = fill(new, name, content)
+        stale |= new != text
+        if "--check" not in sys.argv:
+            page.write_text(new, encoding="utf-8")
+    return int(stale and "--check" in sys.argv)
 
 
 if __name__ == "__main__":

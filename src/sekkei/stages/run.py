@@ -257,14 +257,15 @@ class Runner:
         """Gather the figures of the finished stages into results.json; what another recipe made is left out."""
         figures: Figures = {}
         digests = {"recipe": recipe_digest(self.run.recipe)}
-        seconds = peak = 0.0
+        seconds: dict[str, float] = {}
+        peak = 0.0
         for name, done in self._current().items():
             figures |= done["figures"]
             digests[name] = done["digest"]
             digests |= {f"{name}/{part}": digest for part, digest in done["parts"].items()}
-            seconds += done["seconds"]
+            seconds[name] = round(done["seconds"], 1)
             peak = max(peak, done["peak_gib"])
-        figures |= {"run.seconds": seconds, "run.peak_gib": peak}
+        figures |= {"run.seconds": sum(seconds.values()), "run.peak_gib": peak}
         results = {
             "recipe": self.run.recipe.name,
             "seed": self.run.recipe.seed,
@@ -276,6 +277,7 @@ class Runner:
                 "fast_dtype": str(hardware.fast_dtype(self.run.device)).removeprefix("torch."),
             },
             "digests": digests,
+            "seconds": seconds,
             "figures": figures,
         }
         atomic.write_json(self.run.folder / "results.json", results)
