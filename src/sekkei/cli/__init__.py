@@ -43,7 +43,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "picture": ("sekkei.cli.picture", "draw parallel training as measured: schedules, a ZeRO-3 step, ZeRO's bytes"),
     "data": ("sekkei.cli.data", "clean a folder of real pages, prove and show what was kept and why"),
     "tokenizer": ("sekkei.cli.tokenizer", "train a tokenizer, and compare tokenizers in bytes per token"),
-    "eval": ("sekkei.cli.eval", "measure a model on tasks that programs check: maths, code, instructions, choices, needles"),
+    "eval": ("sekkei.cli.eval", "measure a model on what programs check: maths, code, instructions, choices, needles"),
     "judge": ("sekkei.cli.judge", "compare models from judgements: win rates, rankings, the judge's own biases"),
     "rag": ("sekkei.cli.rag", "make a folder of documents searchable, search it, measure how well that works"),
     "ask": ("sekkei.cli.ask", "answer a question from such documents, with citations that are checked"),
