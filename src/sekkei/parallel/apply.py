@@ -136,7 +136,7 @@ class Sharded:
             if masters and name in self.targets:
                 yield name, self.whole_of(name, self.targets[name])
             else:
-                yield name, self._whole(name, parameter.detach())
+                yield name, self._with_experts(name, self._matrices(name, parameter.detach()))
 
     def gather_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """The whole model's gradients, as `gather_named`; for proofs."""
@@ -147,9 +147,13 @@ class Sharded:
 
     def whole_of(self, name: str, x: Tensor) -> Tensor:
         """From what lies like the target `name` on each rank (a gradient, a moment) to the whole, on every rank."""
-        x, parameter = x.detach(), self.model.get_parameter(name)
         if name not in self.targets:
-            return x  # every rank has it
+            return x.detach()  # every rank has it
+        return self._with_experts(name, self.matrices_of(name, x))
+
+    def matrices_of(self, name: str, x: Tensor) -> Tensor:
+        """As `whole_of`, but of spread experts only those that are here: what Muon orthogonalises."""
+        x, parameter = x.detach(), self.model.get_parameter(name)
         zero = self._zero_of.get(name)
         if zero is not None and zero.stage:
             width = -(-parameter.numel() // zero.size)
@@ -157,18 +161,22 @@ class Sharded:
             padded[: x.numel()] = x
             parts = all_gathered(padded, zero.group)
             x = parts[: parameter.numel()]
-        return self._whole(name, x if isinstance(x, DTensor) else x.view(parameter.shape))
+        return self._matrices(name, x if isinstance(x, DTensor) else x.view(parameter.shape))
 
     def part_of(self, name: str, x: Tensor) -> Tensor:
         """The inverse: what of a whole tensor lies like the target `name` here."""
         if name not in self.targets:
             return x
+        if self.mesh.ep is not None and is_expert(name):
+            x = x.chunk(self.mesh.layout.ep)[dist.get_rank(self.mesh.ep)]
+        return self.part_of_matrices(name, x)
+
+    def part_of_matrices(self, name: str, x: Tensor) -> Tensor:
+        """The inverse of `matrices_of`."""
         parameter, target = self.model.get_parameter(name), self.targets[name]
         dim = cut_dim(name)
         if self.mesh.layout.tp > 1 and dim is not None:
             x = x.chunk(self.mesh.layout.tp, dim)[self.mesh.tp_rank]
-        if self.mesh.ep is not None and is_expert(name):
-            x = x.chunk(self.mesh.layout.ep)[dist.get_rank(self.mesh.ep)]
         if isinstance(parameter, DTensor):
             return distribute_tensor(x.contiguous(), parameter.device_mesh, parameter.placements, src_data_rank=None)
         zero = self._zero_of.get(name)
@@ -181,10 +189,11 @@ class Sharded:
         """The sum over all ranks with other tokens."""
         return all_reduced(x, self.mesh.data)
 
-    def _whole(self, name: str, x: Tensor) -> Tensor:
+    def _with_experts(self, name: str, x: Tensor) -> Tensor:
+        return all_gathered(x, self.mesh.ep) if self.mesh.ep is not None and is_expert(name) else x
+
+    def _matrices(self, name: str, x: Tensor) -> Tensor:
         local = x.full_tensor() if isinstance(x, DTensor) else x
-        if self.mesh.ep is not None and is_expert(name):
-            return all_gathered(local, self.mesh.ep)
         return whole(name, local, self.mesh.tp) if self.mesh.layout.tp > 1 else local
 
     def bytes(self) -> dict[str, int]:

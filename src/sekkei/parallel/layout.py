@@ -157,12 +157,12 @@ class Layout:
         if world is not None and world != self.world:
             product = f"pp·dp·cp·tp = {self.pp}·{self.dp}·{self.cp}·{self.tp} = {self.world}"
             raise ConfigError("layout", f"{product}, and there are {world} processes")
+        self._check_experts(model)
         for key in ("num_heads", "num_kv_heads", "intermediate_size", "vocab_size"):
             if getattr(model, key) % self.tp:
                 raise ConfigError("layout.tp", f"tp={self.tp} must divide model.{key}={getattr(model, key)}")
         if model.tied_embeddings and self.tp > 1:
             raise ConfigError("layout.tp", f"tp={self.tp} cannot cut tied embeddings; set model.tied_embeddings=false")
-        self._check_experts(model)
         self._check_stages(model)
         if tokens is not None:
             check_length(tokens, self.cp)

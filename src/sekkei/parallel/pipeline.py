@@ -142,6 +142,14 @@ class Pipelined:
         """As `Sharded.part_of`, for a target of this rank's stages."""
         return self._holder(name).part_of(name, x)
 
+    def matrices_of(self, name: str, x: Tensor) -> Tensor:
+        """As `Sharded.matrices_of`."""
+        return self._holder(name).matrices_of(name, x)
+
+    def part_of_matrices(self, name: str, x: Tensor) -> Tensor:
+        """As `Sharded.part_of_matrices`."""
+        return self._holder(name).part_of_matrices(name, x)
+
     def summed(self, x: Tensor) -> Tensor:
         """As `Sharded.summed`, of this rank's stages."""
         return next(iter(self.stages.values())).summed(x)

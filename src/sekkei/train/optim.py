@@ -78,8 +78,8 @@ class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum for matrices and stacks of them. `dtype` is that of the Newton-Schulz steps.
 
     Args:
-        whole, part: from what a rank holds of a matrix to the matrix and back, where a layout cuts it; every rank
-            that holds a part then orthogonalises the whole.
+        whole, part: from what a rank holds of a matrix (or of some of a stack) to the whole and back, where a layout
+            cuts it; every rank that holds a part then orthogonalises the whole.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Optimizer:
         rest = [p for p, name in self.names.items() if name not in by_muon or config.kind == "adamw"]
         self.parts: list[torch.optim.Optimizer] = [self._adamw(rest)]
         if matrices_by_muon:
-            carry = [lambda p, x, f=f: f(self.names[p], x) for f in (where.whole_of, where.part_of)]
+            carry = [lambda p, x, f=f: f(self.names[p], x) for f in (where.matrices_of, where.part_of_matrices)]
             self.parts.append(Muon(matrices_by_muon, config.lr, config.momentum, config.weight_decay, dtype, *carry))
 
     def _adamw(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -44,6 +44,14 @@ class Placed(Protocol):
         """The inverse of `whole_of`."""
         ...
 
+    def matrices_of(self, name: str, x: Tensor) -> Tensor:
+        """From what lies like the target `name` to whole matrices: of a stack of them perhaps not all."""
+        ...
+
+    def part_of_matrices(self, name: str, x: Tensor) -> Tensor:
+        """The inverse of `matrices_of`."""
+        ...
+
     def summed(self, x: Tensor) -> Tensor:
         """The sum over ranks with other tokens."""
         ...
@@ -65,6 +73,12 @@ class Plain:
         return x
 
     def part_of(self, name: str, x: Tensor) -> Tensor:
+        return x
+
+    def matrices_of(self, name: str, x: Tensor) -> Tensor:
+        return x
+
+    def part_of_matrices(self, name: str, x: Tensor) -> Tensor:
         return x
 
     def summed(self, x: Tensor) -> Tensor:
