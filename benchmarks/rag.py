@@ -41,7 +41,7 @@ from sekkei.rag.index import Index
 from sekkei.rag.metrics import scores
 from sekkei.rag.retrieve import ARMS, search
 from sekkei.rag.store import LanceStore
-from sekkei.rag.study import StudyConfig, docstring_questions, figures, study, trade_off
+from sekkei.rag.study import StudyConfig, docstring_study, figures, trade_off
 
 ROOT = Path(__file__).resolve().parents[1]
 ASKED = 200  # questions of either half in "refusal"; a share moves by 3 points or less
@@ -172,13 +172,12 @@ def measure_refusal(data: Path, folder: Path) -> dict[str, Any]:
 
 
 def measure_study(model: str | None, plain: bool, cache: Path, folder: Path) -> dict[str, Any]:
-    documents, questions = docstring_questions()
-    index = index_of(documents, Cached(find_embedder("minilm"), cache), folder)
-    with Console().bar("study", len(questions)) as bar:
-        outcomes = study(index, questions, open_llm(model) if model else None, StudyConfig(plain=plain), bar.update)
+    embedder, llm = Cached(find_embedder("minilm"), cache), open_llm(model) if model else None
+    with Console().bar("study", 120) as bar:
+        outcomes = docstring_study(llm, folder, config=StudyConfig(plain=plain), embedder=embedder, progress=bar.update)
     return {
         "model": model or "extraction",
-        "documents": len(documents),
+        "documents": len(list((folder / "documents").iterdir())),
         "at_default_limit": figures(outcomes, min_evidence=DEFAULT.min_evidence),
         "trade_off": trade_off(outcomes),
     }

@@ -13,12 +13,15 @@ from sekkei.data import code
 from sekkei.llm.face import LLM
 from sekkei.llm.protocol import Call
 from sekkei.llm.scripted import Scripted
+from sekkei.rag import study as study_module
 from sekkei.rag.index import Index
 from sekkei.rag.study import (
     Question,
     StudyConfig,
     docstring_questions,
+    docstring_study,
     figures,
+    flat_figures,
     read_questions,
     refuses,
     stands,
@@ -135,6 +138,34 @@ def test_docstring_questions_are_what_they_say(monkeypatch: pytest.MonkeyPatch) 
     assert [question.kind for question in questions] == ["answerable"] * 12 + ["left out"] * 12 + ["invented"] * 12
     with pytest.raises(ConfigError, match="count"):
         docstring_questions(400)
+
+
+FACTS = [
+    (f"tool{n}.do{word}{n}", f"Return the {word} of part {n}.") for n in range(6) for word in ("size", "name", "age")
+]
+
+
+def knowing_all(call: Call) -> str:
+    """Tells every documented function from memory, makes up the rest; with a passage it copies its last line."""
+    told = call.messages[-1]["content"]
+    if "\n" in told:
+        return told.partition("\n\nWhat does")[0].splitlines()[-1]
+    name = told.removeprefix("What does ").removesuffix(" do?")
+    return dict(FACTS).get(name, "Return the moon of all parts.")
+
+
+def test_the_study_of_a_model_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_module, "_mentions", lambda module, word: False)  # there are no such modules to look into
+    found = flat_figures(docstring_study(LLM(Scripted(knowing_all)), tmp_path, FACTS, count=4))
+    assert found == flat_figures(docstring_study(LLM(Scripted(knowing_all)), tmp_path, FACTS, count=4))
+    assert (found["rag.alone.correct"], found["rag.alone.supported"], found["rag.alone.unfounded"]) == (1, 1, 1)
+    assert (found["rag.retrieval.correct"], found["rag.retrieval.refused.answerable"]) == (1, 0)
+    assert found["rag.limited.refused.answerable"] == 0
+    assert found["rag.limited.unfounded"] < found["rag.retrieval.unfounded"] == 1
+    assert not any(name.startswith("rag.alone.cited") for name in found), "nobody is asked for quotes there"
+    assert len(list((tmp_path / "documents").iterdir())) == len(FACTS) - 4
+    with pytest.raises(ConfigError, match="4 names that no module has are not to be found among 18 functions"):
+        docstring_questions(4, facts=[(f"tool{n}.do{word}", "Return it.") for n in range(6) for word in "abc"])
 
 
 def test_questions_of_ones_own(tmp_path: Path) -> None:

@@ -30,13 +30,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from sekkei.core import atomic
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.llm.face import LLM
 from sekkei.llm.protocol import Message, Settings, system, user
 from sekkei.rag.answer import AnswerConfig, extract, grounds, is_refusal, messages
+from sekkei.rag.chunk import ChunkConfig
 from sekkei.rag.cite import checked, numbers, sentences, taken_apart
+from sekkei.rag.embed import Embedder, Hashed
 from sekkei.rag.index import Index
 from sekkei.rag.retrieve import Hit, search
+from sekkei.rag.store import LanceStore
 from sekkei.rag.tokens import content
 
 SUPPORT = 0.75  # share of a sentence's content tokens; paraphrases change some
@@ -223,24 +227,69 @@ def trade_off(
     return [{"min_evidence": at, **figures(outcomes, at, min_similarity)["retrieval"]} for at in limits]
 
 
+def flat_figures(outcomes: Sequence[Outcome], prefix: str = "rag") -> dict[str, float]:
+    """Flat figures for results.json: {prefix}.{arm}.{correct | supported | cited | unfounded | refused.KIND}.
+
+    Arms: "alone"; "retrieval", the model asked whatever was found; "limited", retrieval with the default limit of
+    evidence (answer.AnswerConfig). Shares of nothing are left out.
+    """
+    asked = figures(outcomes)
+    arms = asked | {"limited": figures(outcomes, AnswerConfig().min_evidence)["retrieval"]}
+    found: dict[str, float] = {}
+    for arm, row in arms.items():
+        shares = {name: row[name] for name in ("correct", "supported", "cited", "unfounded")}
+        shares |= {f"refused.{kind.replace(' ', '_')}": share for kind, share in row["refused"].items()}
+        found |= {f"{prefix}.{arm}.{name}": float(share) for name, share in shares.items() if share is not None}
+    return found
+
+
+def docstring_study(
+    llm: LLM | None,
+    folder: Path,
+    facts: Sequence[tuple[str, str]] | None = None,
+    count: int = 40,
+    seed: int = 0,
+    config: StudyConfig = StudyConfig(plain=True),
+    embedder: Embedder | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Outcome]:
+    """The study on docstrings that a model of ours was taught: documents and index are made in `folder`, anew.
+
+    Args:
+        llm: None = extraction. facts: (name, sentence) that the recipe taught; None: see `docstring_questions`.
+        embedder: None = `Hashed`, which needs no download and gives the same vectors everywhere.
+    """
+    documents, questions = docstring_questions(count, seed, facts)
+    with atomic.new_folder(folder / "documents") as files:
+        for name, text in documents.items():
+            (files / name).write_text(text, encoding="utf-8")
+    store = LanceStore(str(folder / "index"))
+    index = Index.create(store, embedder or Hashed(), folder / "documents", ChunkConfig())
+    index.update()
+    return study(index, questions, llm, config, progress)
+
+
 def _share(values: Sequence[bool]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def docstring_questions(count: int = 40, seed: int = 0, facts: int = 600) -> tuple[dict[str, str], list[Question]]:
+def docstring_questions(
+    count: int = 40, seed: int = 0, facts: Sequence[tuple[str, str]] | None = None
+) -> tuple[dict[str, str], list[Question]]:
     """Questions about functions of the standard library, `count` of each kind, and the documents that they go with.
 
     Left out: functions that are documented elsewhere only. Invented: a module that is documented with the name of
     another module's function, which it does not have.
 
     Args:
-        facts: as many docstrings as a recipe teaches (`corpus.facts`), so that a model of ours knows them.
+        facts: (qualified name, one sentence) that a recipe teaches, so that a model of ours knows them; None: 600 of
+            this Python's docstrings.
     Returns:
         (file name -> text, questions)
     """
     from sekkei.data.code import docstring_facts
 
-    known = docstring_facts(facts)
+    known = list(facts) if facts is not None else docstring_facts(600)
     draw = random.Random(f"docstring questions {seed}")
     if len(known) < 2 * count + 1:
         raise ConfigError("count", f"{count} of each kind need {2 * count + 1} docstrings, there are {len(known)}")
@@ -250,12 +299,16 @@ def docstring_questions(count: int = 40, seed: int = 0, facts: int = 600) -> tup
     questions = [Question(_asked(name), "answerable", gold) for name, gold in draw.sample(written, count)]
     questions += [Question(_asked(known[place][0]), "left out", known[place][1]) for place in sorted(left_out)]
     names = {name for name, _ in known}
-    while len(questions) < 3 * count:
+    for _ in range(1000 * count):
+        if len(questions) == 3 * count:
+            break
         module, function = (draw.choice(written)[0].partition(".")[part] for part in (0, 2))
         name = f"{module}.{function}"
         if name not in names and not _mentions(module, function):
             names.add(name)
             questions.append(Question(_asked(name), "invented"))
+    else:
+        raise ConfigError("count", f"{count} names that no module has are not to be found among {len(known)} functions")
     return documents, questions
 
 
