@@ -31,8 +31,11 @@ tune:
   zero: {start: base, form: document, grpo: {steps: 2, prompts: 4, samples: 4, max_tokens: 24}}
   direct: {start: base, sft: {steps: 2, examples: 8, styles: [none], gate: {min_pass1_sampled: 0}}}
   again: {start: base, sft: {steps: 2, examples: 8, own: {stage: sft, prompts: 4}, gate: {min_pass1_sampled: 0}}}
-inference: {sft: {scored_by: rm, study: {problems: 1, shots: [0], samples: [1], best_of: 2, beam: 1, candidates: 2,
-            max_tokens: 24, pool: 4}}}
+inference:
+  zero: {study: null, budget: {budgets: [0, 8], extensions: [1]}}
+  sft:
+    scored_by: rm
+    study: {problems: 1, shots: [0], samples: [1], best_of: 2, beam: 1, candidates: 2, max_tokens: 24, pool: 4}
 """
 
 
@@ -65,6 +68,21 @@ def test_every_kind_learns_and_leaves_a_model(copy: Path, recipe: Path, call: Ca
     assert all(math.isfinite(answer["reward"]) for line in rollouts for answer in line["rollout"])
     steps = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
     assert [s["critic/value_error"] >= 0 for s in steps if s["stage"] == "ppo" and "reward" in s] == [True] * 3
+
+
+def test_what_is_asked_at_inference_time(copy: Path, recipe: Path, call: Call) -> None:
+    for only in ("rm", "zero", "inference.zero", "inference.sft"):
+        code, shown = call("run", recipe, "--run-dir", copy, "--only", only)
+        assert code == 0, shown
+    figures = json.loads((copy / "results.json").read_text())["figures"]
+    assert [n for n in figures if n.startswith("inference.zero") and n.endswith("accuracy")] == [
+        "inference.zero.budget.t0.accuracy",
+        "inference.zero.budget.t8.accuracy",
+        "inference.zero.budget.t8_x1.accuracy",
+    ]
+    assert figures["inference.zero.budget.t8.thinking_tokens"] <= 8
+    assert "inference.sft.best_of.rm.n2.accuracy" in figures
+    assert "made to go on × 1" in (copy / "report.html").read_text()
 
 
 def test_a_document_is_put_without_turns(copy: Path) -> None:

@@ -117,6 +117,9 @@ class Recipe:
         asked = {f"inference.{name}": (name, study.scored_by) for name, study in self.inference.items()}
         if self.judge is not None:
             asked |= {f"judge.stages.{name}": (name, self.judge.scored_by) for name in self.judge.stages}
+        for name, wanted in self.inference.items():
+            if name in self.tune and self.form_of(name) != "chat" and wanted.study is not None:
+                raise ConfigError(f"inference.{name}.study", "asks in turns, this model was never shown any; set null")
         for key, (name, scored_by) in asked.items():
             if name not in answering:
                 raise ConfigError(key, f"no such stage with a model: {', '.join(answering) or 'none'}")

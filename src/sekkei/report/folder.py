@@ -149,10 +149,9 @@ class RunFolder:
         """(stage asked, picture) of every finished study of strategies at inference time."""
         return [(name, file.read_text(encoding="utf-8")) for name, file in self._of_studies("study.svg")]
 
-    @property
-    def study_rows(self) -> list[tuple[str, list[dict[str, Any]]]]:
-        """(stage asked, its rows) of every finished study."""
-        return [(name, json.loads(file.read_text(encoding="utf-8"))) for name, file in self._of_studies("rows.json")]
+    def study_rows(self, file: str) -> list[tuple[str, list[dict[str, Any]]]]:
+        """(stage asked, rows of `file`) of every finished study."""
+        return [(name, json.loads(path.read_text(encoding="utf-8"))) for name, path in self._of_studies(file)]
 
     def _of_studies(self, file: str) -> list[tuple[str, Path]]:
         asked = [name for name in (self.recipe.get("inference") or {}) if f"inference.{name}" in self.done]

@@ -210,7 +210,10 @@ def _after_pretraining(run: RunFolder) -> list[Section]:
             "One trained model, every strategy: accuracy against tokens read and written per problem.",
             "The recipe asks for no study (inference: …).",
             charts=[picture for _, picture in run.studies],
-            tables=[tables.study(name, rows) for name, rows in run.study_rows],
+            tables=[
+                *(tables.study(name, rows) for name, rows in run.study_rows("rows.json")),
+                *(tables.thinking(name, rows) for name, rows in run.study_rows("budget.json")),
+            ],
         ),
         Section(
             "Tools",

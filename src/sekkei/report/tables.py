@@ -153,6 +153,19 @@ def study(name: str, rows: Sequence[Mapping]) -> Table:
     return Table(header, shown, f"{name}: {rows[0]['problems']} held-out problems" if rows else name)
 
 
+def thinking(name: str, rows: Sequence[Mapping]) -> Table:
+    """Accuracy against thinking that is stopped, or made to go on."""
+    shown = []
+    for row in rows:
+        often = f"{row['budget']:.0f} tokens" + (
+            f", made to go on × {row['extensions']:.0f}" if row["extensions"] else ""
+        )
+        interval = f"{row['accuracy']:.0%} ({row['low']:.0%}–{row['high']:.0%})"
+        numbers = [f"{row['thinking_tokens']:.1f}", f"{row['steps']:.1f}", f"{row['forced']:.0%}"]
+        shown.append([Cell(often), Cell(interval, heat=row["accuracy"]), *(Cell(n, number=True) for n in numbers)])
+    return Table(("at most", "accuracy (95%)", "tokens of thinking", "steps written", "stopped"), shown, name)
+
+
 def tools(run: RunFolder) -> Table | None:
     """How often sums come out right with the calculator, and without."""
     figures = run.under("agent.calculator")

@@ -1,6 +1,7 @@
 """What a finished model makes of more tokens at inference time: examples, thinking, votes, choosing, search.
 
     inference.<stage>/rows.json, study.svg, study.md      every strategy: accuracy and its interval, tokens, calls
+    inference.<stage>/budget.json                         accuracy against tokens of thinking
 
 The model is asked in one process, all problems of a strategy together; seeds belong to requests, so the figures do
 not depend on which of them meet in a batch.
@@ -14,6 +15,8 @@ from typing import Any
 
 from sekkei.core import atomic
 from sekkei.engine.engine import Engine
+from sekkei.evals.budget import BudgetConfig, budget_curve
+from sekkei.evals.reasoning import ChainExam, held_out_problems
 from sekkei.llm.engine import EngineBackend
 from sekkei.llm.face import LLM
 from sekkei.llm.reward import open_reward
@@ -49,13 +52,23 @@ class InferenceStage:
 
     @property
     def config(self) -> Any:
-        return {"inference": self.settings, "chain": self.recipe.data.chain}
+        asked = {"problems": self.recipe.eval.problems, "form": self.recipe.form_of(self.asked)}
+        return {"inference": self.settings, "chain": self.recipe.data.chain, **asked}
 
     def run(self, run: Run, out: Path) -> Figures:
-        asked, scored_by = self.settings.study, self.settings.scored_by
-        model = load_model(run.artifact(self.recipe.stage_of(self.asked)) / "model").to(run.device)
-        backend = EngineBackend(Engine(model), Tokenizer.load(run.artifact("tokenizer")), name=self.asked)
-        scorer = None
+        engine = Engine(load_model(run.artifact(self.recipe.stage_of(self.asked)) / "model").to(run.device))
+        tokenizer = Tokenizer.load(run.artifact("tokenizer"))
+        figures: Figures = {}
+        if self.settings.study is not None:
+            figures |= self._strategies(
+                run, out, EngineBackend(engine, tokenizer, name=self.asked), self.settings.study
+            )
+        if self.settings.budget is not None:
+            figures |= self._thinking(out, engine, tokenizer, self.settings.budget)
+        return figures
+
+    def _strategies(self, run: Run, out: Path, backend: EngineBackend, asked: study.StudyConfig) -> Figures:
+        scored_by, scorer = self.settings.scored_by, None
         if scored_by is not None:
             scorer = scorers.reward(open_reward(run.folder, scored_by).score_reply)
         with run.console.bar(self.name, study.units(asked, scorer is not None)) as bar:
@@ -64,3 +77,18 @@ class InferenceStage:
         atomic.write_text(out / "study.svg", picture.study_svg(rows))
         atomic.write_text(out / "study.md", study.table(rows) + "\n")
         return study.figures(rows, self.name)
+
+    def _thinking(self, out: Path, engine: Engine, tokenizer: Tokenizer, asked: BudgetConfig) -> Figures:
+        chains, sizes, seed = self.recipe.data.chain, self.recipe.eval, self.recipe.seed
+        problems = held_out_problems(chains, chains.held_out_operations, sizes.problems, seed)
+        exam = ChainExam(engine, tokenizer, problems, sizes.max_tokens, self.recipe.form_of(self.asked))
+        rows = budget_curve(exam, asked, seed)
+        atomic.write_json(out / "budget.json", rows)
+        figures: Figures = {}
+        for row in rows:
+            extended = f"_x{row['extensions']:.0f}" if row["extensions"] else ""
+            point = f"{self.name}.budget.t{row['budget']:.0f}{extended}"
+            figures |= {
+                f"{point}.{name}": row[name] for name in ("accuracy", "low", "high", "thinking_tokens", "steps")
+            }
+        return figures
