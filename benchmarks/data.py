@@ -3,10 +3,12 @@
     python benchmarks/data.py --peer /tmp/dtenv/bin/python [--megabytes 50] [--repeats 3] [--cases same]
 
 The peer lives in an environment of its own: pip install 'datatrove==0.10.1' 'xxhash<4' resiliparse py3langid
-trafilatura lxml_html_clean warcio faust-cchardet python-magic spacy nltk tokenizers pyahocorasick fasteners tldextract ftfy regex.
+trafilatura lxml_html_clean warcio faust-cchardet python-magic spacy nltk tokenizers pyahocorasick fasteners tldextract
+ftfy regex.
 Pages are made of real ones (../shared/data/warc, and what pydoc renders): each is a real page whose words are replaced,
 a share of them, by others of its kind, so that there are new pages, near copies of every degree, and exact copies.
-Cases may be run one by one: what the result file holds about the same corpus stays.
+Cases may be run one by one: runs are added to those that the result file has of the same
+corpus.
 
     default     ours: the default blocks          theirs: the FineWeb pipeline (trafilatura, URL, Gopher, C4, FineWeb,
                                                   MinHash, PII), language left out (its model is a download)
@@ -178,26 +180,19 @@ def kept(case_work: Path) -> dict[str, int]:
     return {"ours": ours, "theirs": int((case_work / "theirs" / "kept.txt").read_text())}
 
 
-def compare(case: str, corpus: Path, megabytes: float, repeats: int, work: Path, peer: str) -> dict[str, Any]:
-    """A case's runs, alternating, and their medians."""
-    runs: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
-    sides = commands(case, corpus, work, peer)
-    found: dict[str, Any] = {}
-    for _ in range(repeats):
-        for side, command in sides.items():
-            shutil.rmtree(work / side, ignore_errors=True)
-            runs[side].append(timed(command))
-            print(f"{case:<12} {side:<7} {runs[side][-1]}", flush=True)
-        found["kept"] = kept(work)
-    for side, rows in runs.items():
-        median = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-        rate = {
-            key: round(megabytes / median[of], 2) for key, of in (("mb_per_cpu_s", "cpu_s"), ("mb_per_s", "wall_s"))
-        }
-        found[side] = {**median, **rate, "runs": rows}
+def compare(case: str, corpus: Path, megabytes: float, work: Path, peer: str, found: dict[str, Any]) -> None:
+    """One run of each side more, and the medians of all runs so far, into `found`."""
+    for side, command in commands(case, corpus, work, peer).items():
+        shutil.rmtree(work / side, ignore_errors=True)
+        run = timed(command)
+        rows = [*found.get(side, {}).get("runs", []), run]
+        print(f"{case:<12} {side:<7} {run}", flush=True)
+        median = {key: statistics.median(row[key] for row in rows) for key in run}
+        rates = (("mb_per_cpu_s", "cpu_s"), ("mb_per_s", "wall_s"))
+        found[side] = {**median, **{key: round(megabytes / median[of], 2) for key, of in rates}, "runs": rows}
+    found["kept"] = kept(work)
     found["ratio_cpu"] = round(found["ours"]["mb_per_cpu_s"] / found["theirs"]["mb_per_cpu_s"], 2)
     found["ratio_wall"] = round(found["ours"]["mb_per_s"] / found["theirs"]["mb_per_s"], 2)
-    return found
 
 
 def resolve_peak(documents: int) -> str:
@@ -278,21 +273,28 @@ def main() -> None:
     if options.out.is_file() and (before := json.loads(options.out.read_text()))["corpus"] == about:
         result = {**before, "commands": before["commands"]}  # cases may be run one by one
     result.setdefault("commands", []).append(" ".join(["python", "benchmarks/data.py", *sys.argv[1:]]))
-    for case in filter(None, options.cases.split(",")):
-        result["cases"][case] = compare(case, folder, about["megabytes"], options.repeats, work, options.peer)
-        print(json.dumps({case: {k: v for k, v in result["cases"][case].items() if k.startswith("ratio")}}), flush=True)
-    memory = {}
+
+    def save() -> None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+    for _ in range(options.repeats):
+        for case in filter(None, options.cases.split(",")):
+            of_case = result["cases"].setdefault(case, {})
+            compare(case, folder, about["megabytes"], work, options.peer, of_case)
+            print(f"{case:<12} {of_case['ratio_cpu']} times their pages per CPU second", flush=True)
+            save()
     for size in (int(size) for size in options.sizes.split(",") if size):
         shutil.rmtree(work / "ours", ignore_errors=True)
-        memory[size] = timed(commands("default", corpora[size][0], work, options.peer)["ours"])["peak_mb"]
-        print(f"memory {size} MB: {memory[size]} MB", flush=True)
-    if memory:
-        result["peak_mb_by_corpus_mb"] = memory
+        memory = timed(commands("default", corpora[size][0], work, options.peer)["ours"])["peak_mb"]
+        result.setdefault("peak_mb_by_corpus_mb", {})[str(size)] = memory
+        print(f"memory {size} MB: {memory} MB", flush=True)
+        save()
+    if "index_bytes_per_document" not in result:
         alone = [sys.executable, __file__, "--peer", options.peer, "--index", "500000"]  # in a process of its own
         done = subprocess.run(alone, check=True, capture_output=True, text=True)
         result["index_bytes_per_document"] = json.loads(done.stdout)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        save()
     print(options.out)
 
 

@@ -12,7 +12,9 @@ import yaml
 from tests.text.labelled import DROP, KEEP
 
 from sekkei.cli import main
+from sekkei.core.errors import UserError
 from sekkei.core.seed import derive_seed
+from sekkei.text.blocks.decontaminate import overlap
 from sekkei.text.document import read_documents, read_ledger
 
 pytest.importorskip("ftfy", reason="the extra `data` is not installed")
@@ -67,14 +69,21 @@ def test_options_change_the_list(pages: Path, tmp_path: Path, capsys: pytest.Cap
     assert {d.lang for d in read_documents(out / "documents-00000.parquet")} == {"ja"}
 
 
-def test_evaluation_items_are_kept_out(pages: Path, tmp_path: Path) -> None:
-    (tmp_path / "eval.jsonl").write_text(json.dumps({"question": KEEP[0][3][:150]}) + "\n", encoding="utf-8")
+def test_evaluation_items_are_kept_out(pages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions = [KEEP[0][3][:150], KEEP[0][3][160:320], *(f"nobody has ever asked question {i} " * 4 for i in range(6))]
+    rows = [json.dumps({"question": question}) for question in questions]
+    (tmp_path / "eval.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     out = tmp_path / "out"
     arguments = ["data", "clean", str(pages), "--out", str(out), "--eval", str(tmp_path / "eval.jsonl")]
     assert main([*arguments, "--workers", "1"]) == 0
     gone = [row for row in read_ledger(out / "ledger.parquet") if row.rule == "contaminated"]
     assert [row.doc_id for row in gone] == [f"{KEEP[0][0]}.txt"]
-    assert gone[0].excerpt.startswith("eval.jsonl#0: ")
+    found = [row for row in read_ledger(out / "ledger.parquet") if row.rule == "contaminated_item"]
+    assert [row.excerpt.partition(": ")[0] for row in (*found, *gone)] == ["eval.jsonl#0", "eval.jsonl#1"]
+    assert overlap(out) == {"eval.jsonl": 0.25}
+    assert "eval.jsonl: 25.0% of its items stood in the pages" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no finished run"):
+        overlap(tmp_path)
 
 
 def test_train_quality_and_use_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +12,15 @@ from sekkei.core.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from sekkei.text.pipeline.plan import Plan
+    from sekkei.text.pipeline.scale import Executor
 
-PathArgument = Annotated[Path, typer.Argument(help="folder (or file): WARC, HTML, Parquet, JSONL, text; .gz, .zst")]
-BlocksOption = Annotated[Path | None, typer.Option("--blocks", help="YAML with read: and blocks: [default: built in]")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="BLOCK.KEY=VALUE or read.KEY=VALUE, repeatable")]
+PathArgument = Annotated[
+    Path, typer.Argument(help="folder (or file): WARC, HTML, Parquet, JSONL, text; or hub:OWNER/NAME")
+]
+BlocksOption = Annotated[Path | None, typer.Option("--blocks", help="YAML with read:, blocks: and executor:")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="BLOCK.KEY=VALUE, read.KEY=VALUE, executor.KEY=VALUE, repeatable")
+]
 WithoutOption = Annotated[list[str] | None, typer.Option("--without", help="leave this block out, repeatable")]
 EvalOption = Annotated[
     list[Path] | None, typer.Option("--eval", help="evaluation file that must not be in the result, repeatable")
@@ -33,22 +39,32 @@ def clean(
     """Clean pages into documents-*.parquet, with a ledger of what was dropped or removed, and why.
 
     A run that was killed goes on where it stopped; after a changed option only what depends on it is done again.
+    On a cluster the same blocks run as jobs of Slurm or Ray (`executor.kind`), with the same result.
 
     \b
     Examples:
       sekkei data clean crawl --out cleaned
+      sekkei data clean crawl --out cleaned --set executor.kind=slurm --set executor.partition=cpu
       sekkei data clean crawl --out cleaned --set language.keep=[en,ja] --set gopher_quality.min_words=30
       sekkei data clean crawl --out cleaned --without c4 --eval test.jsonl
     """
-    import os
-
     from sekkei.core.progress import Console
-    from sekkei.text.pipeline import local
+    from sekkei.text.blocks.decontaminate import overlap
+    from sekkei.text.pipeline import local, scale
 
     count = workers if workers is not None else len(os.sched_getaffinity(0))
-    plan = plan_of(path, out / "work", blocks, changes, without, evaluations)
-    summary, written = local.run(plan, out, count, Console())
+    plan, executor = plan_of(path, out / "work", blocks, changes, without, evaluations)
+    if executor.kind == "local":
+        summary, written = local.run(plan, out, count, Console())
+    else:
+        found = scale.run(plan, out, executor)
+        if found is None:
+            print(f"{out}: handed in; `squeue` shows the jobs, the last of them writes summary.json")
+            return
+        summary, written = found, True
     print("\n".join(told(summary)))
+    for name, share in overlap(out).items():
+        print(f"{name}: {share:.1%} of its items stood in the pages; what holds them is dropped")
     print(f"{out}: {'written' if written else 'up to date, nothing to do'}; sekkei data report {out} shows why")
 
 
@@ -79,7 +95,7 @@ def verify(
     if len(counts) < 2 or min(counts) < 1:
         raise UserError(f"--shards={shards}: must be at least two numbers, like 1,2,7")
     with tempfile.TemporaryDirectory(prefix="sekkei-verify-") as work:
-        plan = plan_of(path, Path(work), blocks, changes, without, None)
+        plan, _ = plan_of(path, Path(work), blocks, changes, without, None)
         outcomes = machinery.verify(plan, Console(), counts)
     print(f"{'shards':>6}  {'parts':>6}  {'documents':>9}  {'ledger':>8}  documents' digest  ledger's digest")
     for item in outcomes:
@@ -145,8 +161,9 @@ def blocks(
     from sekkei.core import config as loader
     from sekkei.text.pipeline import declare
 
-    read, items = _declared(file, changes, without, None)
+    read, items, executor = _declared(file, changes, without, None)
     found = {"read": loader.to_mapping(read), "blocks": declare.declared(declare.parse(items))}
+    found["executor"] = loader.to_mapping(executor)
     print(yaml.safe_dump(found, sort_keys=False, allow_unicode=True), end="")
 
 
@@ -160,12 +177,15 @@ def plan_of(
     changes: list[str] | None,
     without: list[str] | None,
     evaluations: list[Path] | None,
-) -> Plan:
-    """The plan that the options ask for."""
+) -> tuple[Plan, Executor]:
+    """The plan that the options ask for, and who is to run it."""
     from sekkei.text.pipeline.plan import Plan
+    from sekkei.text.read.hub import is_hub
 
-    read, items = _declared(file, changes, without, evaluations)
-    return Plan(path=str(path), work=str(work), read=read, items=tuple(items))
+    read, items, executor = _declared(file, changes, without, evaluations)
+    source = str(path) if is_hub(str(path)) else os.path.abspath(path)
+    # other machines have another folder to begin at, so paths are whole
+    return Plan(path=source, work=os.path.abspath(work), read=read, items=tuple(items)), executor
 
 
 def told(summary: dict[str, Any]) -> list[str]:
@@ -187,24 +207,31 @@ def _most(counts: dict[str, int]) -> list[tuple[str, int]]:
 
 def _declared(
     file: Path | None, changes: list[str] | None, without: list[str] | None, evaluations: list[Path] | None
-) -> tuple[Any, list[Any]]:
+) -> tuple[Any, list[Any], Executor]:
     from sekkei.core import config as loader
     from sekkei.text.pipeline import declare
+    from sekkei.text.pipeline.scale import Executor
     from sekkei.text.read.files import Read
 
     data = loader.read_yaml(file) if file else {}
     for key in data:
-        if key not in ("read", "blocks"):
-            raise ConfigError(str(key), "unknown key; known keys: read, blocks")
-    mapping = dict(data.get("read") or {})
+        if key not in ("read", "blocks", "executor"):
+            raise ConfigError(str(key), "unknown key; known keys: read, blocks, executor")
+    kind = data.get("executor") or {}
+    mappings = {
+        "read": dict(data.get("read") or {}),
+        "executor": {"kind": kind} if isinstance(kind, str) else dict(kind),
+    }
     others = []
     for change in changes or []:
         key, equals, value = change.partition("=")
-        if key.startswith("read.") and equals:
-            mapping[key.removeprefix("read.")] = loader.parse_yaml(value, f"--set {change}")
+        place, _, name = key.partition(".")
+        if place in mappings and name and equals:
+            mappings[place][name] = loader.parse_yaml(value, f"--set {change}")
         else:
             others.append(change)
     items = declare.with_changes(data.get("blocks") or list(declare.DEFAULT), others, without or [])
     if evaluations:
-        items.append({"decontaminate": {"files": [str(path) for path in evaluations]}})
-    return loader.from_mapping(Read, mapping, "read"), items
+        items.append({"decontaminate": {"files": [str(path.resolve()) for path in evaluations]}})
+    read = loader.from_mapping(Read, mappings["read"], "read")
+    return read, items, loader.from_mapping(Executor, mappings["executor"], "executor")

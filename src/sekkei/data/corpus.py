@@ -55,8 +55,7 @@ class GeneratedConfig:
 class DataConfig:
     """Everything that becomes training text. `heldout_percent` of the documents of each domain are held out.
 
-    `sources` are domains of the user's own, by the name that mixtures use; one that is named like a domain of the house
-    takes its place.
+    `sources` are domains of the user's own, by the name that mixtures use.
     """
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
@@ -78,13 +77,13 @@ class DataConfig:
         for name in self.sources:
             if not name.isidentifier():
                 raise ConfigError(f"sources.{name}", "is no name: letters, digits and _ only")
-            if name in TRUSTED:
-                raise ConfigError(f"sources.{name}", "is generated with special tokens, and cannot be replaced")
+            if name in DOMAINS:
+                raise ConfigError(f"sources.{name}", f"is a domain of the house; those are {', '.join(DOMAINS)}")
 
     @property
     def domains(self) -> tuple[str, ...]:
         """Names that a mixture may use: the house's, then the user's."""
-        return (*DOMAINS, *(name for name in self.sources if name not in DOMAINS))
+        return (*DOMAINS, *self.sources)
 
 
 def generated(config: DataConfig, seed: int) -> dict[str, list[Document]]:

@@ -4,7 +4,6 @@
       sources:
         web:  {path: cleaned}                 all documents of cleaned/documents-*.parquet: a new domain for mixtures
         law:  {path: cleaned, source: law}    only those that `clean` gave this source (a folder of its input)
-        docs: {path: cleaned}                 a name that the house has: takes that domain's place
 
 A source is a folder and the digest of what is in it. The digest is of the checksums in summary.json where `clean` left
 one (no file is read for it), else of the files. Reading checks every file against it, so a corpus that changed under a

@@ -1,12 +1,15 @@
 """Documents that hold a piece of an evaluation set go, so that a later score is not one of memory.
 
     evaluation items ──n-grams──> a set of 64-bit hashes, each with its item
-    document         ──n-grams──> any of them in the set?  -> dropped; the row names file, item and the words
+    document         ──n-grams──> any of them in the set?  -> dropped; a row per item names file, item and the words
 
 n-grams of 13 words (Brown et al. 2020, appendix C), case and punctuation evened out; where a script does not part
 words a character counts as one, and 13 of those are an ordinary phrase, so there n is 40. Items shorter than n are
 matched as a whole from `min_words` words on. n-grams that several evaluation items share are templates of the
 benchmark and do not count ("How many … does she have in total?").
+
+What was found is told per evaluation file (`overlap`): the share of its items that stood in the corpus before it was
+cleaned, to be printed beside the score on that file.
 
 Evaluation files: .jsonl (every string of a row), .json (every string in it), .txt (paragraphs), each also .gz.
 
@@ -20,6 +23,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +53,7 @@ class Decontaminate:
     """
 
     name: ClassVar[str] = "decontaminate"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     rewrites: ClassVar[Rewrites] = ""
 
     files: tuple[str, ...]
@@ -73,14 +77,20 @@ class Decontaminate:
         index = Index(self)
 
         def apply(document: Document) -> Result:
-            hit = index.find(document.text)
-            if hit is None:
+            hits, share = index.find(document.text)
+            if not hits:
                 return document, []
-            item, start, end, share = hit
-            excerpt = f"{item}: {document.text[start:end]}"
-            return None, [Dropped(document.id, "contaminated", share, 0.0, excerpt, start, end)]
+            rules = ["contaminated_item"] * (len(hits) - 1) + ["contaminated"]  # the last row is the document's
+            return None, [
+                Dropped(document.id, rule, share, 0.0, f"{item}: {document.text[start:end]}", start, end)
+                for rule, (item, start, end) in zip(rules, hits, strict=True)
+            ]
 
         return apply
+
+    def evaluation_items(self) -> dict[str, int]:
+        """Name of every evaluation file -> its items."""
+        return {file.name: len({number for number, _ in read_items(file)}) for file in self.inputs()}
 
 
 class Index:
@@ -112,29 +122,45 @@ class Index:
         unspaced = 2 * len(_UNSPACED.findall(text)) > len(text)
         return self.config.ngram_unspaced if unspaced else self.config.ngram
 
-    def find(self, text: str) -> tuple[str, int, int, float] | None:
-        """(item, start, end, share of the text's n-grams that are in the set) of the first hit, or None."""
+    def find(self, text: str) -> tuple[list[tuple[str, int, int]], float]:
+        """((item, start, end) of the first place of every item that the text holds, share of its n-grams that hit)."""
         words, spans = _words(text)
-        if not words:
-            return None
-        marks = word_marks(words)
+        marks = word_marks(words) if words else np.zeros(0, np.uint64)
+        first: dict[str, tuple[str, int, int]] = {}
+        share = 0.0
         for width, (hashes, owners) in self.tables.items():
-            if len(words) < width:
+            if len(words) < width or not len(hashes):
                 continue
             found = _ngrams(marks, width)
-            place = np.minimum(np.searchsorted(hashes, found), len(hashes) - 1) if len(hashes) else None
-            if place is None:
-                continue
+            place = np.minimum(np.searchsorted(hashes, found), len(hashes) - 1)
             hits = np.flatnonzero(hashes[place] == found)
-            if len(hits):
-                at = int(hits[0])
-                return (
-                    self.items[int(owners[place[at]])],
-                    spans[at][0],
-                    spans[at + width - 1][1],
-                    len(hits) / len(found),
-                )
-        return None
+            share = max(share, len(hits) / len(found))
+            for at in hits.tolist():
+                item = self.items[int(owners[place[at]])]
+                first.setdefault(item, (item, spans[at][0], spans[at + width - 1][1]))
+        return sorted(first.values(), key=lambda hit: hit[1:]), share
+
+
+def overlap(folder: Path) -> dict[str, float]:
+    """Share of each evaluation file's items that stood in the pages which `sekkei data clean` cleaned into `folder`.
+
+    Returns:
+        name of the evaluation file -> share in [0, 1]; empty where nothing was looked for.
+    Raises:
+        UserError: the folder holds no finished run.
+    """
+    from sekkei.text.document import read_ledger
+
+    try:
+        totals = json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("evaluations", {})
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: holds no finished run of `sekkei data clean` ({error})") from None
+    if not totals:
+        return {}
+    rows = [row for row in read_ledger(folder / "ledger.parquet") if row.rule in ("contaminated", "contaminated_item")]
+    items = {row.excerpt.partition(": ")[0] for row in rows}
+    found = Counter(item.rpartition("#")[0] for item in items)
+    return {name: found[name] / max(1, total) for name, total in totals.items()}
 
 
 def read_items(path: Path) -> Iterator[tuple[int, str]]:

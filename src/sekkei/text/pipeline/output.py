@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sekkei.core import atomic
+from sekkei.text.blocks.decontaminate import Decontaminate
 from sekkei.text.document import DOCUMENT_SCHEMA, LEDGER_SCHEMA
 from sekkei.text.pipeline import declare
 from sekkei.text.pipeline.part import State, documents_of, ledger_of
@@ -71,6 +72,7 @@ def write(
         "input": plan.path,
         "declared": declare.declared(plan.blocks),
         "blocks": tally(store, states),
+        "evaluations": _evaluations(plan),
         "documents": sum(state.count for state in states),
         "chars": sum(state.chars for state in states),
         "parts": len(states),
@@ -78,6 +80,11 @@ def write(
     }
     atomic.write_json(out / SUMMARY, summary)
     return summary
+
+
+def key_of(plan: Plan, states: Sequence[State]) -> str:
+    """Digest of plan and input, by which a later run sees that nothing is to be done."""
+    return atomic.sha256_json([plan.key(), [state.digest for state in states], [list(state.chain) for state in states]])
 
 
 def tally(store: Store, states: Sequence[State]) -> list[dict[str, Any]]:
@@ -127,6 +134,15 @@ def _shards(states: Sequence[State]) -> list[list[State]]:
         groups[-1].append(state)
         chars += state.chars
     return groups
+
+
+def _evaluations(plan: Plan) -> dict[str, int]:
+    """Items of every evaluation file that was looked for."""
+    found: dict[str, int] = {}
+    for block in plan.blocks:
+        if isinstance(block, Decontaminate):
+            found |= block.evaluation_items()
+    return found
 
 
 def _documents(store: Store, state: State) -> pa.Table:

@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from sekkei.core import atomic
 from sekkei.text.document import EXCERPT_CHARS, LEDGER_SCHEMA, Document, Dropped
+from sekkei.text.pipeline import journal
 from sekkei.text.pipeline.store import Entry, Store
 
 CHANGED_SCHEMA = pa.schema(
@@ -87,6 +88,7 @@ class Recorder:
         self, function: Callable[[Any], tuple[Document | None, list[Dropped]]], item: Any, digest: bytes
     ) -> tuple[Document | None, bytes]:
         """Run the block on one document; returns what is left of it, and its digest."""
+        journal.note(self.name, item.id)
         began = time.perf_counter()
         try:
             result, rows = function(item)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from sekkei.core import atomic
 from sekkei.text.blocks.block import CorpusBlock, Decision, Marks
 from sekkei.text.document import Document, Dropped
 from sekkei.text.page import Page
-from sekkei.text.pipeline import declare
+from sekkei.text.pipeline import declare, journal
 from sekkei.text.pipeline.part import Recorder, State, Step, advance, after, digest_of, documents_of
 from sekkei.text.pipeline.plan import Plan, Task, cut, steps_of
 from sekkei.text.pipeline.store import Entry, LazyArrays, Store
 from sekkei.text.read.files import read_file
+from sekkei.text.read.hub import fingerprint, is_hub
 
 _EMPTY = State("", 0, 0, ())
 Tick = Callable[[int], None]
@@ -41,21 +42,32 @@ def read_task(plan: Plan, task: Task, tick: Tick | None = None) -> list[State]:
         one state per part.
     """
     store = plan.store
-    content = [[name, source, _file_digest(path)] for name, path, source in task.files]
-    made_with = [declare.key_of(plan.read), declare.key_of(plan.extract), plan.part_bytes]
-    key = atomic.sha256_json(["task", content, made_with])
+    key = _task_key(plan, task)
+    killers = store.head(_killers_key(key)) or {}
+    if killers:  # other results, under another key
+        key = atomic.sha256_json(["without", key, killers])
     done = store.head(key)
     states = _found(store, key, done["parts"]) if done else None
     if states is None:
         states = []
         function = functools.cache(plan.extract.build)
-        for part in cut(_items(plan, task, tick), plan.part_bytes):
+        for part in cut(_items(plan, task, tick, killers), plan.part_bytes):
             states.append(_extract(store, _part_key(key, len(states)), part, function))
         store.put(key, Entry({"parts": len(states)}))
     elif tick:
         tick(task.size)
     (_, steps), following = plan.segments()[0], _following(plan, 0)
     return [_finish(store, state, steps_of(steps), following) for state in states]
+
+
+def leave_out(plan: Plan, task: Task, name: str, block: str, how: str) -> None:
+    """From now on the task is read without a document (or file) that killed the process at work on it.
+
+    Args:
+        name: id of the document. block: that it was in. how: the process ended, for the ledger.
+    """
+    key = _killers_key(_task_key(plan, task))
+    plan.store.put(key, Entry({**(plan.store.head(key) or {}), name: f"{block}: the process at work on it {how}"}))
 
 
 def apply_part(plan: Plan, number: int, state: State, decision: str) -> State:
@@ -90,11 +102,29 @@ def resolve(plan: Plan, number: int, states: Sequence[State]) -> list[str]:
     return decisions
 
 
-def _items(plan: Plan, task: Task, tick: Tick | None) -> Iterator[Page | Dropped]:
+def _items(plan: Plan, task: Task, tick: Tick | None, killers: Mapping[str, str]) -> Iterator[Page | Dropped]:
     for name, path, source in task.files:
-        yield from read_file(Path(path), name, source, plan.read)
+        if f"read\t{name}" in killers:
+            yield Dropped(name, "read.killed", 1.0, 0.0, killers[f"read\t{name}"])
+        else:
+            journal.note("read", f"read\t{name}")
+            for item in read_file(Path(path), name, source, plan.read):
+                known = killers.get(item.id) if isinstance(item, Page) else None
+                yield item if known is None else Dropped(item.id, "extract.killed", 1.0, 0.0, known)  # type: ignore[union-attr]
+                journal.note("read", f"read\t{name}")
         if tick:
             tick(_size(path))
+
+
+def _task_key(plan: Plan, task: Task) -> str:
+    content = [[name, source, _file_digest(path)] for name, path, source in task.files]
+    made_with = [declare.key_of(plan.read), declare.key_of(plan.extract), plan.part_bytes]
+    return atomic.sha256_json(["task", content, made_with])
+
+
+def _killers_key(task: str) -> str:
+    """Of what must be left out of a task: the one kind of entry that grows."""
+    return atomic.sha256_json(["killers", task])
 
 
 def _extract(store: Store, key: str, part: Sequence[Any], function: Callable[[], Any]) -> State:
@@ -126,6 +156,7 @@ def _finish(store: Store, state: State, steps: Sequence[Step], following: Corpus
     """The doc-by-doc blocks of a segment, and the marks that the next corpus block will ask for."""
     state = advance(store, state, steps)
     if following is not None and store.head(key := _marks_key(following, state)) is None:
+        journal.note("", "")  # all documents at once: none to blame
         documents = documents_of(store, state)
         arrays = {"order": _order(documents), **_strings("ids", [document.id for document in documents])}
         arrays |= {f"m.{name}": array for name, array in following.mark(documents).items()}
@@ -223,6 +254,8 @@ def _part_key(task: str, number: int) -> str:
 
 def _file_digest(path: str) -> str:
     """SHA-256 of a file, or why it has none: the reader will meet the same error and write it into the ledger."""
+    if is_hub(path):
+        return fingerprint(path)
     try:
         return atomic.sha256(Path(path))
     except OSError as error:
@@ -230,6 +263,9 @@ def _file_digest(path: str) -> str:
 
 
 def _size(path: str) -> int:
+    """Bytes of a file, the unit of progress; 1 for a shard of the hub, whose size nobody knows."""
+    if is_hub(path):
+        return 1
     try:
         return Path(path).stat().st_size
     except OSError:

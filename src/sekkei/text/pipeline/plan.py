@@ -29,6 +29,7 @@ from sekkei.text.pipeline import declare
 from sekkei.text.pipeline.part import Step
 from sekkei.text.pipeline.store import Store
 from sekkei.text.read.files import Read, files_in, read_file
+from sekkei.text.read.hub import is_hub, shards_of
 
 PART_BYTES = 16_000_000
 PACK_FILES = 64  # a file ends its pack with probability 1/64, so packs of small files hold about as many
@@ -51,7 +52,7 @@ class Plan:
     """What is to be done, and where its intermediate results live.
 
     Args:
-        path: input file or folder. work: folder of intermediate results.
+        path: input file or folder, or a data set of the hub (`hub:OWNER/NAME`). work: folder of intermediate results.
         items: the block list as `declare.parse` reads it. part_bytes: of input, per part; it changes no outcome.
     """
 
@@ -94,6 +95,9 @@ class Plan:
         Raises:
             UserError: there are no files, or the work folder lies inside the input.
         """
+        if is_hub(self.path):
+            source = self.read.source or self.path.removeprefix("hub:").split(":")[0].rstrip("/").rpartition("/")[2]
+            return [Task(((name, address, source),), 1) for name, address in shards_of(self.path)]
         root = Path(self.path)
         work = Path(self.work).resolve()
         if root.is_dir() and work.is_relative_to(root.resolve()):

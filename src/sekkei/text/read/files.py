@@ -4,11 +4,11 @@
     .html .htm        one page per file             .jsonl .ndjson [.gz|.zst] lines
     .txt .md [.gz|.zst]  one text per file, or several parted by a line (`separator`)
 
-Any of them may be packed by gzip or zstd. What cannot be read is a ledger row, never the end of the run; a file of
-another kind is one, too (read.unknown_format), so that nothing is left out silently. Files whose name begins with a
-dot are not looked at.
+Any of them may be packed by gzip or zstd; `hub:OWNER/NAME` instead of a folder is a data set (`hub.py`). What cannot
+be read is a ledger row, never the end of the run; a file of another kind is one, too (read.unknown_format), so that
+nothing is left out silently. Files whose name begins with a dot are not looked at.
 
-Not handled: folders inside archives (tar, zip), remote addresses (mount them, or see `hub.py`).
+Not handled: folders inside archives (tar, zip); remote addresses other than the hub's (mount them).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import ClassVar
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.text.document import Dropped
 from sekkei.text.page import Page
+from sekkei.text.read.hub import is_hub, read_hub
 from sekkei.text.read.stream import Unpacked, bare_name
 from sekkei.text.read.tables import lines_of, read_jsonl, read_parquet
 from sekkei.text.read.warc import fault_row, read_warc
@@ -107,7 +108,9 @@ def read_file(path: Path, name: str, source: str, options: Read) -> Iterator[Pag
 
 def _items(path: Path, name: str, source: str, options: Read) -> Iterator[Page | Dropped]:
     kind = format_of(name)
-    if kind == "warc":
+    if is_hub(str(path)):
+        yield from read_hub(str(path), name, source, options)
+    elif kind == "warc":
         yield from read_warc(path, name, source, options.max_bytes)
     elif kind == "parquet":
         yield from read_parquet(path, name, source, options)
