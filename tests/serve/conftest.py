@@ -16,6 +16,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from sekkei.model.config import ModelConfig
 from sekkei.model.init import build
+from sekkei.model.lora import LoRAConfig, add_lora, lora_layers, save_lora
+from sekkei.serve.opened import open_model
 from sekkei.stages.model_artifact import save_model
 from sekkei.text.tokenizer import TokenizerConfig, train_tokenizer
 
@@ -106,8 +108,22 @@ def foreign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def live(run_dir: Path) -> Iterator[Live]:
-    server = Live(run_dir, "--max-batch", "16")
+def adapter(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter of the run's chat model, of random matrices."""
+    model, config = open_model(run_dir).model, LoRAConfig(rank=4, alpha=16)
+    add_lora(model, config, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            layer.lora_b.normal_(0, 0.2, generator=generator)
+    folder = tmp_path_factory.mktemp("adapters") / "polite"
+    save_lora(folder, model, config)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def live(run_dir: Path, adapter: Path) -> Iterator[Live]:
+    server = Live(run_dir, "--max-batch", "16", "--lora", f"polite={adapter}")
     yield server
     server.kill()
 

@@ -15,6 +15,7 @@ from live import Live, gauges
 
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Request, Sampling
+from sekkei.model.lora import load_lora, merge_lora
 from sekkei.serve.opened import open_model
 from sekkei.serve.wire import ChatRequest, CompletionRequest
 
@@ -38,10 +39,32 @@ TOOLS = [
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == [MODEL]
+    assert [model.id for model in client.models.list()] == [MODEL, "polite"]
     assert client.models.retrieve(MODEL).id == MODEL
     with pytest.raises(openai.NotFoundError, match="'other' does not exist"):
         client.models.retrieve("other")
+
+
+def test_an_adapter_is_a_model_beside_the_base(client: openai.OpenAI, run_dir: Path, adapter: Path) -> None:
+    """Its log-probabilities are those of the merged model, while the base model answers beside it."""
+    assert client.models.retrieve("polite").parent == MODEL  # type: ignore[attr-defined]
+    prompt, said = "You say hello", {}
+    for name in ("polite", MODEL, "polite"):
+        answer = client.completions.create(
+            model=name, prompt=prompt, max_tokens=8, temperature=0, echo=True, logprobs=1
+        )
+        assert answer.model == name
+        said[name] = answer.choices[0].logprobs.token_logprobs
+    for name, folder in (("polite", adapter), (MODEL, None)):
+        opened = open_model(run_dir)
+        if folder is not None:
+            load_lora(folder, opened.model)
+            merge_lora(opened.model)
+        ids = tuple(opened.words.plain(prompt))
+        sampling = Sampling(temperature=0.0, max_tokens=8, stop_tokens=opened.words.stop_tokens, prompt_logprobs=True)
+        ((found,),) = Engine(opened.model).generate([Request(prompt_ids=ids, sampling=sampling)])
+        assert said[name][1:] == pytest.approx([*found.prompt_logprobs, *found.logprobs], abs=1e-5)
+    assert said["polite"] != said[MODEL]
 
 
 def test_a_chat_is_the_engines_answer(client: openai.OpenAI, run_dir: Path) -> None:

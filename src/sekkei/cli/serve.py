@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ def command(
     max_requests: Annotated[int, typer.Option(help="requests at once; more get 429")] = 256,
     max_body_mb: Annotated[float, typer.Option(help="size of a request; larger ones get 413")] = 4.0,
     grace: Annotated[float, typer.Option(help="seconds to finish running answers at the end")] = 60.0,
+    lora: Annotated[list[str] | None, typer.Option(help="NAME=DIR: a LoRA adapter, asked for by name")] = None,
     embedder: Annotated[str | None, typer.Option(help="for /v1/embeddings: a name that sekkei rag knows")] = None,
 ) -> None:
     """Answer over HTTP: chat page at /, OpenAI's API under /v1, Prometheus at /metrics.
@@ -35,6 +37,7 @@ def command(
     Examples:
       sekkei serve runs/laptop
       sekkei serve ./Llama-3.2-1B-Instruct --dtype bfloat16 --port 8001
+      sekkei serve runs/laptop --lora polite=adapters/polite --lora terse=adapters/terse
       SEKKEI_API_KEY=secret sekkei serve runs/laptop --host 0.0.0.0
       curl http://127.0.0.1:8000/v1/models
     """
@@ -62,9 +65,24 @@ def command(
     )
     app = build_app(
         folder, config, stage=stage, dtype=dtype, device=device, max_batch=max_batch, cache_gb=cache_gb,
-        embed=_embed(embedder), embedder=embedder or "",
+        embed=_embed(embedder), embedder=embedder or "", adapters=_folders(lora or ()),
     )  # fmt: skip
     serve(app, host, port, grace=grace, ready=lambda url: console.say(f"{folder} answers at {url}, API under {url}/v1"))
+
+
+def _folders(options: Sequence[str]) -> dict[str, Path]:
+    """`NAME=DIR` of each --lora.
+
+    Raises:
+        UserError: one is not of this form, or a name comes twice.
+    """
+    found: dict[str, Path] = {}
+    for option in options:
+        name, mark, folder = option.partition("=")
+        if not (name and mark and folder) or name in found:
+            raise UserError(f"--lora {option}: must be NAME=DIR, each name once")
+        found[name] = Path(folder)
+    return found
 
 
 def _embed(name: str | None) -> Any:

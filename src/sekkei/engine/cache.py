@@ -52,11 +52,23 @@ class BlockStore:
         self.values: Tensor | None = None
 
     def layer(self, index: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [blocks, K, size, H] of one layer; `like`: [1, K, T, H]."""
+        """Keys and values [blocks, K, size, H] of one layer; `like`: [T, K, H]."""
         if self.keys is None or self.values is None:
-            shape = (self.layers, self.blocks, like.shape[1], self.size, like.shape[3])
+            shape = (self.layers, self.blocks, like.shape[1], self.size, like.shape[2])
             self.keys, self.values = _zeros(shape, like), _zeros(shape, like)
         return self.keys[index], self.values[index]
+
+    def write(self, layer: int, rows: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write k, v [T, K, H] of one layer where they belong, and return all keys and values.
+
+        Args:
+            rows: [T · K], index of each head's vector among the layer's.
+        """
+        keys, values = self.layer(layer, k)
+        width = k.shape[-1]
+        keys.view(-1, width).index_copy_(0, rows, k.reshape(-1, width))
+        values.view(-1, width).index_copy_(0, rows, v.reshape(-1, width))
+        return keys, values
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks (from, to) in all layers; every source is read before a target is written."""
@@ -75,7 +87,10 @@ class PassAttend:
     """Attention of one forward pass over flat tokens: `decodes` first, then the tokens of each of `prefills`.
 
     Args:
-        tables: [rows of the engine, most blocks] int64, by slot.
+        tables: [rows of the engine, most blocks] int64, by slot. heads: K.
+        whole: every token's result is wanted, not only the last one's of each piece.
+    Attributes:
+        positions: [T]. wanted: [pieces] indices of the tokens that are scored; None: all.
     """
 
     def __init__(
@@ -85,37 +100,49 @@ class PassAttend:
         decodes: Sequence[Piece],
         prefills: Sequence[Piece],
         device: torch.device,
+        *,
+        heads: int,
+        whole: bool,
     ) -> None:
-        self.store, self.device, self.rows = store, device, len(decodes)
-        slots = np.fromiter((piece.sequence.slot for piece in decodes), np.int64, len(decodes))
-        starts = np.fromiter((piece.start for piece in decodes), np.int64, len(decodes))
-        where = [(slots, starts)]
-        for piece in prefills:
-            at = np.arange(piece.start, piece.start + piece.count)
-            where.append((np.full(piece.count, piece.sequence.slot), at))
-        rows, positions = (np.concatenate(parts) for parts in zip(*where, strict=True))
-        self.positions = self._tensor(positions)
-        self.block = self._tensor(tables[rows, positions // store.size])
-        self.offset = self._tensor(positions % store.size)
-        self.decode = DecodeBlocks(tables[slots], starts + 1, store.size, device) if len(decodes) else None
-        self.prompts = [PromptGroup(*group, tables, store.size, device) for group in like_prompts(prefills, self.rows)]
+        self.store, self.device, self.decodes = store, device, len(decodes)
+        pieces = [*decodes, *prefills]
+        slots = np.fromiter((piece.sequence.slot for piece in pieces), np.int64, len(pieces))
+        starts = np.fromiter((piece.start for piece in pieces), np.int64, len(pieces))
+        counts = np.fromiter((piece.count for piece in pieces), np.int64, len(pieces))
+        ends = counts.cumsum()
+        rows = slots.repeat(counts)
+        positions = np.arange(int(ends[-1])) + (starts - (ends - counts)).repeat(counts)
+        at = (tables[rows, positions // store.size] * heads)[:, None] + np.arange(heads)
+        self.positions = torch.from_numpy(positions).to(device)
+        self.rows = torch.from_numpy((at * store.size + (positions % store.size)[:, None]).ravel()).to(device)
+        self.wanted = torch.from_numpy(ends - 1).to(device) if prefills and not whole else None
+        tables, lengths = tables[slots], starts + counts
+        self.decode = self.last = None
+        if decodes:
+            self.decode = DecodeBlocks(tables[: len(decodes)], lengths[: len(decodes)], store.size, device)
+        if self.wanted is not None:
+            self.last = DecodeBlocks(tables, lengths, store.size, device)
+        groups = like_prompts(prefills, len(decodes))
+        self.prompts = [
+            PromptGroup(part, offsets, tables[index], store.size, device) for part, offsets, index in groups
+        ]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        keys, values = self.store.layer(layer, k)
-        keys[self.block, :, self.offset] = k[0].transpose(0, 1)
-        values[self.block, :, self.offset] = v[0].transpose(0, 1)
-        q_flat = q[0].transpose(0, 1)  # [T, N, H]
+        """q [T, N, H], k, v [T, K, H] -> [T, N, H]."""
+        keys, values = self.store.write(layer, self.rows, k, v)
         if self.decode is not None and not self.prompts:
-            return self.decode(q_flat, keys, values).transpose(0, 1)[None]
-        out = torch.empty(q_flat.shape, dtype=q.dtype, device=q.device)
+            return self.decode(q, keys, values)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if self.decode is not None:
-            out[: self.rows] = self.decode(q_flat[: self.rows], keys, values)
+            out[: self.decodes] = self.decode(q[: self.decodes], keys, values)
         for group in self.prompts:
             group(q, k, v, keys, values, out)
-        return out.transpose(0, 1)[None]
+        return out
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+    def ends(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        """As a call, for the queries [pieces, N, H] of the wanted tokens, which read all keys from their blocks."""
+        assert self.last is not None
+        return self.last(q, *self.store.write(layer, self.rows, k, v))
 
 
 class DecodeBlocks:
@@ -203,7 +230,7 @@ class PromptGroup:
     """Pieces of prompts, padded to one length on the right, that attend together.
 
     Args:
-        pieces, offsets: with each piece's first index among the flat tokens.
+        pieces, offsets: with each piece's first index among the flat tokens. tables: [pieces, most blocks].
     """
 
     def __init__(
@@ -212,47 +239,60 @@ class PromptGroup:
         counts = np.asarray([piece.count for piece in pieces])
         starts = np.asarray([piece.start for piece in pieces])
         at = np.arange(int(counts.max()))
-        flat = np.asarray(offsets)[:, None] + np.minimum(at, counts[:, None] - 1)
-        self.flat = torch.from_numpy(flat).to(device)
-        real = at < counts[:, None]
-        self.target = torch.from_numpy(flat[real]).to(device)
-        self.real = torch.from_numpy(real).to(device)
+        self.alone = slice(offsets[0], offsets[0] + len(at)) if len(pieces) == 1 else None
+        if self.alone is None:
+            flat = np.asarray(offsets)[:, None] + np.minimum(at, counts[:, None] - 1)
+            real = at < counts[:, None]
+            self.flat = torch.from_numpy(flat).to(device)
+            self.target = torch.from_numpy(flat[real]).to(device)
+            self.real = torch.from_numpy(real).to(device)
         self.blocks: Tensor | None = None
         if starts.any():
             longest = int((starts + counts).max())
-            slots = [piece.sequence.slot for piece in pieces]
-            self.blocks = torch.from_numpy(tables[slots, : -(-longest // size)]).to(device)
+            self.blocks = torch.from_numpy(tables[:, : -(-longest // size)]).to(device)
             query = (starts[:, None] + np.minimum(at, counts[:, None] - 1))[:, :, None]
             seen = np.arange(self.blocks.shape[1] * size) <= query
             self.seen = torch.from_numpy(seen[:, None]).to(device)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
-        """Write the results of this group's tokens into out [T, N, H]; q, k, v: [1, heads, T, H]."""
-        asked = q[0][:, self.flat].transpose(0, 1)  # [pieces, N, t, H]
+        """Write the results of this group's tokens into out [T, N, H]; q: [T, N, H], k, v: [T, K, H]."""
+        asked = self._padded(q)
         if self.blocks is None:
-            own = (x[0][:, self.flat].transpose(0, 1) for x in (k, v))
-            result = DenseAttend(None)(asked, *own, 0)
+            result = DenseAttend(None)(asked, self._padded(k), self._padded(v), 0)
         else:
             p, s = self.blocks.shape
             _, kv, size, h = keys.shape
             seen_k, seen_v = (x[self.blocks].transpose(1, 2).reshape(p, kv, s * size, h) for x in (keys, values))
             grouped = q.shape[1] != kv
             result = scaled_dot_product_attention(asked, seen_k, seen_v, attn_mask=self.seen, enable_gqa=grouped)
-        out[self.target] = result.transpose(1, 2)[self.real]
+        if self.alone is not None:
+            out[self.alone] = result[0].transpose(0, 1)
+        else:
+            out[self.target] = result.transpose(1, 2)[self.real]
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """[T, heads, H] -> [pieces, heads, t, H]."""
+        return (x[self.flat] if self.alone is None else x[self.alone][None]).transpose(1, 2)
 
 
-def like_prompts(pieces: Sequence[Piece], offset: int) -> list[tuple[list[Piece], list[int]]]:
-    """Groups of pieces of like length, and apart those that begin at 0; `offset`: flat index of the first token."""
-    offsets = offset + np.cumsum([0, *(piece.count for piece in pieces)])
-    groups: list[tuple[list[Piece], list[int]]] = []
+def like_prompts(pieces: Sequence[Piece], decodes: int) -> list[tuple[list[Piece], list[int], list[int]]]:
+    """Groups of pieces of like length, and apart those that begin at 0, after one token for each of `decodes`.
+
+    Returns:
+        for each, its pieces, their first indices among the flat tokens, and among the pass's pieces.
+    """
+    offsets = decodes + np.cumsum([0, *(piece.count for piece in pieces)])
+    groups: list[tuple[list[Piece], list[int], list[int]]] = []
     order = sorted(range(len(pieces)), key=lambda i: (pieces[i].start > 0, -pieces[i].count))
     for i in order:
         piece, last = pieces[i], groups[-1][0][0] if groups else None
         fits = last is not None and (last.start > 0) == (piece.start > 0) and piece.count >= ALIKE * last.count
         if not fits:
-            groups.append(([], []))
-        groups[-1][0].append(piece)
-        groups[-1][1].append(int(offsets[i]))
+            groups.append(([], [], []))
+        group = groups[-1]
+        group[0].append(piece)
+        group[1].append(int(offsets[i]))
+        group[2].append(decodes + i)
     return groups
 
 

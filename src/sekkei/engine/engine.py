@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import tokenizers
@@ -26,6 +27,7 @@ from torch import Tensor
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.core.progress import Bar
 from sekkei.core.seed import uniform
+from sekkei.engine.adapters import read_adapter
 from sekkei.engine.answer import Answer, Sample, check_prompt
 from sekkei.engine.blocks import BlockPool
 from sekkei.engine.request import Completion, Request
@@ -58,6 +60,7 @@ class Engine:
         refill: admit waiting requests only once this many rows are free; None: an eighth of `max_batch`, which is
             fastest for a whole list (a server takes 1).
         tokenizer: for requests that want text or stop strings.
+        adapters: by name, folders with LoRA adapters of this model, which requests may name.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Engine:
         prefill_tokens: int = PREFILL_TOKENS,
         refill: int | None = None,
         tokenizer: tokenizers.Tokenizer | None = None,
+        adapters: Mapping[str, Path] | None = None,
     ) -> None:
         for key, value in (("max_batch", max_batch), ("block_size", block_size), ("prefill_tokens", prefill_tokens)):
             if value < 1:
@@ -87,6 +91,8 @@ class Engine:
         refill = max(1, max_batch // 8) if refill is None else refill
         self.scheduler = Scheduler(self.pool, max_rows=max_batch, prefill_tokens=prefill_tokens, refill=refill)
         self.runner = Runner(model, blocks, block_size, max_batch, dtype)
+        self.runner.adapters = [read_adapter(name, folder, model) for name, folder in (adapters or {}).items()]
+        self.adapters = {name: number for number, name in enumerate(adapters or {})}
         self.samples: dict[int, Sample] = {}
         self.drawn = self.prefilled = self.preemptions = 0
         self._slots = np.zeros(max_batch, SLOT)
@@ -132,6 +138,7 @@ class Engine:
                 for name, parameter in own.items():
                     parameter.copy_(named_tensors[name])
         self.pool.forget_all()
+        self.runner.refresh()
         self._hash = None
 
     def generate(self, requests: Sequence[Request], progress: Bar | None = None) -> list[list[Completion]]:
@@ -193,6 +200,9 @@ class Engine:
         check_prompt(request.prompt_ids, self.model.config.max_context, self.model.config.vocab_size)
         if (request.sampling.stop or request.sampling.text) and self.tokenizer is None:
             raise UserError("stop strings and text need an engine with a tokenizer")
+        if request.adapter is not None and request.adapter not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            raise UserError(f"adapter {request.adapter!r} is not known; the engine has {known}")
 
     def submit(self, request: Request) -> Answer:
         """Queue a request that `check` has passed; `step` answers it."""
@@ -204,6 +214,7 @@ class Engine:
                 prompt=len(request.prompt_ids),
                 group=self._groups,
                 reuse=not request.sampling.prompt_logprobs,
+                adapter=-1 if request.adapter is None else self.adapters[request.adapter],
             )
             sample.sequence = sequence
             self.samples[self._arrivals] = sample

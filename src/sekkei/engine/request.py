@@ -86,7 +86,8 @@ class Sampling:
 class Request:
     """One prompt, answered `n` times. `seed` is a hash of (run, step, prompt); each sample derives its own.
 
-    constraint: makes a fresh one for each sample (constrain.py).
+    constraint: makes a fresh one for each sample (constrain.py). adapter: name of one of the engine's (adapters.py);
+    None: the base model.
     """
 
     prompt_ids: tuple[int, ...]
@@ -94,6 +95,7 @@ class Request:
     n: int = 1
     seed: int = 0
     constraint: Callable[[], Constraint] | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,10 @@
 """One planned pass through the model: flat tokens in, the scores after each piece out.
 
     decodes   t t t t t                 one token of each running row
-    prefills            p p p p p q q   then the pieces of prompts; all in one row [1, T] of the model
+    prefills            p p p p p q q   then the pieces of prompts; all T of them go through the layers together
 
 Everything but attention sees T independent tokens, so nothing is padded. Only the last token of each piece goes
-through the head, unless a request wants the log-probabilities of its prompt.
+through the last layer and the head, unless a request wants the log-probabilities of its prompt.
 
 It does not handle more than one device.
 """
@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sekkei.engine.adapters import Adapter, Share
 from sekkei.engine.cache import BlockStore, PassAttend
+from sekkei.engine.forward import Forward
 from sekkei.engine.request import Top
 from sekkei.engine.scheduler import Piece, Plan
 from sekkei.model.transformer import Transformer
@@ -34,12 +36,18 @@ class Runner:
 
     def __init__(self, model: Transformer, blocks: int, size: int, rows: int, dtype: torch.dtype | None) -> None:
         self.model, self.dtype = model, dtype
+        self.adapters: list[Adapter] = []
+        self.forward = Forward(model, dtype)
         self.store = BlockStore(model.config.num_layers, blocks, size)
         self.tables = np.zeros((rows, -(-model.config.max_context // size)), np.int64)
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def refresh(self) -> None:
+        """The weights have changed."""
+        self.forward = Forward(self.model, self.dtype)
 
     def run(self, plan: Plan, scored: Sequence[Piece] = ()) -> tuple[Tensor, dict[int, Tensor]]:
         """Compute a plan's tokens.
@@ -51,15 +59,16 @@ class Runner:
         """
         self.store.copy(plan.copies)
         pieces = plan.pieces
-        attend = PassAttend(self.store, self.tables, plan.decodes, plan.prefills, self.device)
+        heads, whole = self.model.config.num_kv_heads, bool(scored)
+        attend = PassAttend(self.store, self.tables, plan.decodes, plan.prefills, self.device, heads=heads, whole=whole)
         ids: list[int] = [piece.sequence.tokens[piece.start] for piece in plan.decodes]
         for piece in plan.prefills:
             ids += piece.sequence.tokens[piece.start : piece.start + piece.count]
         ends = np.cumsum([piece.count for piece in pieces])
         kind = self.device.type
         with torch.autocast(kind, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            tokens = torch.tensor(ids, device=self.device)[None]
-            hidden = self.model.hidden(tokens, attend.positions[None], attend)[0]
+            tokens = torch.tensor(ids, device=self.device)
+            hidden = self.forward.hidden(tokens, attend.positions, attend, self._share(pieces))
             last = hidden if len(ends) == len(hidden) else hidden[torch.from_numpy(ends - 1).to(self.device)]
             logits = self.model.logits(last)
         wanted = {id(piece) for piece in scored}
@@ -69,6 +78,12 @@ class Runner:
             if id(piece) in wanted
         }
         return logits, kept
+
+    def _share(self, pieces: Sequence[Piece]) -> Share:
+        numbers = [piece.sequence.adapter for piece in pieces]
+        if max(numbers) < 0:
+            return Share((), None, self.device)
+        return Share(self.adapters, np.repeat(numbers, [piece.count for piece in pieces]), self.device)
 
     def score(self, hidden: Tensor, labels: Sequence[int], top: int) -> tuple[list[float], list[Top]]:
         """Log-probability of each label after its hidden state [T, D], and the `top` best, at temperature 1."""

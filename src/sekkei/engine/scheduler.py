@@ -32,6 +32,7 @@ class Sequence:
     """One sample: its tokens, and the blocks that hold the keys and values of the first `computed` of them.
 
     tokens: prompt and what was drawn. reuse: may take over other sequences' blocks. group: number of its request.
+    adapter: whose keys and values it has (-1: the base model's), so that it shares blocks with its like only.
     """
 
     arrival: int
@@ -39,6 +40,7 @@ class Sequence:
     prompt: int
     group: int
     reuse: bool = True
+    adapter: int = -1
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     sealed: int = 0
@@ -46,6 +48,14 @@ class Sequence:
     lead: Sequence | None = None
     slot: int = -1
     preemptions: int = 0
+
+    def __post_init__(self) -> None:
+        self.digest = self.root
+
+    @property
+    def root(self) -> bytes:
+        """What the names of its blocks begin with."""
+        return b"" if self.adapter < 0 else f"adapter {self.adapter}".encode()
 
     @property
     def todo(self) -> int:
@@ -297,4 +307,4 @@ class Scheduler:
 
     def _give_back(self, sequence: Sequence) -> None:
         self.pool.release(sequence.blocks)
-        sequence.blocks, sequence.sealed, sequence.digest, sequence.computed = [], 0, b"", 0
+        sequence.blocks, sequence.sealed, sequence.digest, sequence.computed = [], 0, sequence.root, 0

@@ -43,15 +43,20 @@ class Answering:
     def room(self) -> int:
         return self.opened.model.config.max_context
 
-    def check_model(self, asked: str | None) -> None:
-        """Only the served model is known; a stage's name alone is enough.
+    def adapter(self, asked: str | None) -> str | None:
+        """The LoRA adapter that a model's name stands for; None: the base model, for which its stage's name is enough.
 
         Raises:
             ApiError: 404
         """
+        adapters = self.service.engine.adapters
+        if asked in adapters:
+            return asked
         if asked not in (None, "", "default", self.opened.name, self.opened.stage):
-            message = f"the model {asked!r} does not exist here; this server has {self.opened.name!r}"
+            known = ", ".join(map(repr, (self.opened.name, *adapters)))
+            message = f"the model {asked!r} does not exist here; this server has {known}"
             raise ApiError(404, message, param="model", code="model_not_found")
+        return None
 
     def sampling(self, asked: Drawing, prompt: int, max_tokens: int | None, **more: Any) -> Sampling:
         """The engine's settings.
@@ -132,13 +137,13 @@ class Answering:
         self.count(prompt, drawn)
         return {"prompt_tokens": prompt, "completion_tokens": drawn, "total_tokens": prompt + drawn}
 
-    def envelope(self, prefix: str, kind: str) -> dict[str, Any]:
+    def envelope(self, prefix: str, kind: str, ticket: Ticket) -> dict[str, Any]:
         """What every answer and chunk begins with."""
         return {
             "id": f"{prefix}-{secrets.token_hex(12)}",
             "object": kind,
             "created": int(time.time()),
-            "model": self.opened.name,
+            "model": ticket.requests[0].adapter or self.opened.name,
             "system_fingerprint": f"weights-{self.service.engine.weights_hash}",
         }
 

@@ -182,6 +182,7 @@ async def _unless_left(request: Request, answer: Awaitable[T]) -> T:
 def _add_embeddings(app: FastAPI, answering: Answering, embed: Embed | None, embedder: str) -> None:
     models = [{"id": answering.opened.name, "object": "model", "created": answering.started, "owned_by": "sekkei"}]
     models[0] |= {"max_model_len": answering.room, "chats": answering.opened.words.chats}
+    models += [models[0] | {"id": name, "parent": answering.opened.name} for name in answering.service.engine.adapters]
     if embed is not None:
         models.append({"id": embedder, "object": "model", "created": answering.started, "owned_by": "sekkei"})
 

@@ -80,7 +80,7 @@ class Chat:
             ApiError
         """
         asked, answering = self.asked, self.answering
-        answering.check_model(asked.model)
+        adapter = answering.adapter(asked.model)
         if not answering.opened.words.chats:
             raise bad("this model was only pretrained and knows no turns: use /v1/completions", "messages")
         tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()]
@@ -105,8 +105,9 @@ class Chat:
             asked, len(ids), wanted, top_logprobs=(asked.top_logprobs or 0) if asked.logprobs else 0
         )
         request = Request(
-            prompt_ids=tuple(ids), sampling=sampling, n=asked.n or 1, seed=new_seed(asked.seed), constraint=constraint
-        )
+            prompt_ids=tuple(ids), sampling=sampling, n=asked.n or 1, seed=new_seed(asked.seed), constraint=constraint,
+            adapter=adapter,
+        )  # fmt: skip
         self.tools = bool(tools)
         return answering.submit([request], stream=bool(asked.stream))
 
@@ -127,7 +128,7 @@ class Chat:
                 "logprobs": self._logprobs(piece),
                 "finish_reason": reason,
             }
-        envelope = self.answering.envelope("chatcmpl", "chat.completion")
+        envelope = self.answering.envelope("chatcmpl", "chat.completion", ticket)
         return envelope | {
             "choices": [choices[i] for i in sorted(choices)],
             "usage": self.answering.usage(ticket, drawn),
@@ -135,7 +136,7 @@ class Chat:
 
     async def chunks(self, ticket: Ticket) -> AsyncIterator[Mapping[str, Any]]:
         """The answer as it grows: the role first, then deltas, then the reason of its end."""
-        envelope = self.answering.envelope("chatcmpl", "chat.completion.chunk")
+        envelope = self.answering.envelope("chatcmpl", "chat.completion.chunk", ticket)
         growing: dict[int, _Growing] = {}
         drawn = 0
         async for piece in ticket:

@@ -31,7 +31,7 @@ class Completions:
     def ask(self) -> Ticket:
         """Check and queue."""
         asked, answering = self.asked, self.answering
-        answering.check_model(asked.model)
+        adapter = answering.adapter(asked.model)
         prompts = self._prompts()
         n = asked.n or 1
         if n * len(prompts) > MAX_SAMPLES:
@@ -44,7 +44,9 @@ class Completions:
             prompt_logprobs=bool(asked.echo) and asked.logprobs is not None,
         )
         seed = new_seed(asked.seed)
-        requests = [Request(prompt_ids=tuple(ids), sampling=sampling, n=n, seed=seed) for ids in prompts]
+        requests = [
+            Request(prompt_ids=tuple(ids), sampling=sampling, n=n, seed=seed, adapter=adapter) for ids in prompts
+        ]
         return answering.submit(requests, stream=bool(asked.stream))
 
     async def whole(self, ticket: Ticket) -> dict[str, Any]:
@@ -55,7 +57,7 @@ class Completions:
             choices[piece.index] = self._choice(piece, first=True)
         if self.asked.max_tokens == 0:
             drawn = 0
-        envelope = self.answering.envelope("cmpl", "text_completion")
+        envelope = self.answering.envelope("cmpl", "text_completion", ticket)
         return envelope | {
             "choices": [choices[i] for i in sorted(choices)],
             "usage": self.answering.usage(ticket, drawn),
@@ -63,7 +65,7 @@ class Completions:
 
     async def chunks(self, ticket: Ticket) -> AsyncIterator[Mapping[str, Any]]:
         """The answer as it grows."""
-        envelope = self.answering.envelope("cmpl", "text_completion")
+        envelope = self.answering.envelope("cmpl", "text_completion", ticket)
         begun: dict[int, int] = {}  # characters that were sent of each sample
         drawn = 0
         async for piece in ticket:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +34,13 @@ def build_app(
     cache_gb: float = 2.0,
     embed: Callable[[Sequence[str]], Any] | None = None,
     embedder: str = "",
+    adapters: Mapping[str, Path] | None = None,
 ) -> Gate:
     """A model and the app that answers with it.
 
     Args:
         max_batch: samples that run at once. cache_gb: of keys and values, unless one context needs more.
+        adapters: folders with LoRA adapters of this model, by the name that clients ask for.
     Raises:
         UserError: the model cannot be opened, or the extra is not installed.
     """
@@ -48,6 +50,9 @@ def build_app(
     from sekkei.serve.opened import open_model
 
     opened = open_model(folder, stage, dtype=dtype, device=device)
+    taken = {opened.name, opened.stage, "default", embedder} & {*(adapters or {})}
+    if taken:
+        raise UserError(f"--lora {taken.pop()}=…: another model has that name here; choose a new one")
     model_config = opened.model.config
     wide = next(opened.model.parameters()).element_size()
     per_block = 2 * model_config.num_layers * model_config.num_kv_heads * model_config.head_size * BLOCK * wide
@@ -59,6 +64,7 @@ def build_app(
         prefill_tokens=PREFILL_TOKENS,
         refill=1,
         tokenizer=opened.words.inner,
+        adapters=adapters,
     )
     return create_app(opened, engine, config, embed, embedder)
 

@@ -1,0 +1,213 @@
+"""The model's layers as the engine runs them: the same numbers from fewer and larger operations.
+
+    h = norm(x)      [q | k | v] = h [Wq | Wk | Wv]ᵀ      rotate q, k      x += attend(q, k, v) Woᵀ
+    h = norm(x)      [g | u]     = h [Wg | Wu]ᵀ                            x += (silu(g) · u) Wdᵀ
+
+Matrices that read the same input lie side by side in one storage, of which the parameters are views: no memory is
+added, and a trainer that shares the model changes what the engine reads. After the attention a pass goes on in tiles of
+tokens, whose intermediates stay in a CPU's cache. The last layer is finished for those tokens only whose scores are
+wanted: of a prompt, the last one; the others have left their keys and values.
+
+Layers with a LoRA adapter of their own compute with it (lora.py), and so do tokens of requests that ask for one of the
+engine's (adapters.py). Experts run as the model runs them. It does not handle tensor-parallel parts, or other layers
+than the model's.
+
+Shapes: `T` tokens of the pass, `D` model width, `N` query heads, `K` key/value heads, `H` head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, silu
+
+from sekkei.engine.adapters import Route, Share
+from sekkei.model.layers import MLP, Attention, rope_tables
+from sekkei.model.lora import LoRALinear
+from sekkei.model.transformer import Transformer
+
+TILE = 512  # tokens; [TILE, 2 · inner] of a small model fits a CPU's cache, and matmuls are as fast as with more
+Turn = tuple[Tensor, Tensor]
+"""cos and signed sin of the tokens' positions, each [T, 1, H]."""
+
+
+class Attend(Protocol):
+    """How the pass's queries meet the stored keys.
+
+    wanted: [W] indices of the tokens that are scored; None: all.
+    """
+
+    wanted: Tensor | None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        """q [T, N, H], k, v [T, K, H] -> [T, N, H]."""
+        ...
+
+    def ends(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        """As a call, for the queries [W, N, H] of the wanted tokens only."""
+        ...
+
+
+class Forward:
+    """A model's layers, laid out for the engine.
+
+    Args:
+        dtype: of matmuls under autocast, of which copies are held; None: the weights' own.
+    """
+
+    def __init__(self, model: Transformer, dtype: torch.dtype | None) -> None:
+        self.model, self.dtype = model, dtype
+        self.layers = [_Layer(int(index), block, dtype) for index, block in model.layers.items()]
+
+    def hidden(self, ids: Tensor, positions: Tensor, attend: Attend, share: Share) -> Tensor:
+        """Normalised hidden states of the wanted tokens.
+
+        Args:
+            ids, positions: [T] int64. share: which tokens belong to which adapter.
+        Returns:
+            [W, D]
+        """
+        embed, norm = self.model.embed, self.model.norm
+        assert embed is not None
+        assert norm is not None
+        x = embed(ids)
+        turn = _turn(positions, self.model, self.dtype or x.dtype)
+        tiles = [(slice(at, at + TILE), share.of(slice(at, at + TILE))) for at in range(0, len(x), TILE)]
+        whole, wanted = share.of(slice(None)), attend.wanted
+        for layer in self.layers[:-1]:
+            q, k, v = layer.heads(x, turn, whole)
+            layer.finish(x, attend(q, k, v, layer.index).flatten(1), tiles)
+        last = self.layers[-1]
+        if wanted is None:
+            q, k, v = last.heads(x, turn, whole)
+            attended = attend(q, k, v, last.index)
+        else:
+            k, v = last.keys_values(x, turn, whole)
+            x, turn, whole = x[wanted], (turn[0][wanted], turn[1][wanted]), share.of(wanted)
+            attended = attend.ends(last.queries(x, turn, whole), k, v, last.index)
+            tiles = [(slice(None), whole)]
+        last.finish(x, attended.flatten(1), tiles)
+        return norm(x)
+
+
+class _Layer:
+    """One block of the model."""
+
+    def __init__(self, index: int, block: nn.Module, dtype: torch.dtype | None) -> None:
+        attention, mlp = block.attention, block.mlp
+        if not isinstance(attention, Attention):
+            raise RuntimeError(f"layer {index}: the engine does not know attention of {type(attention).__name__}")
+        self.index, self.block, self.attention = index, block, attention
+        self.width, at = attention.head_dim, f"layers.{index}"
+        three = (attention.q_proj, attention.k_proj, attention.v_proj)
+        self.qkv = _Product(three, [f"{at}.attention.{name}" for name in ("q_proj", "k_proj", "v_proj")], dtype)
+        self.o = _Product([attention.o_proj], [f"{at}.attention.o_proj"], dtype)
+        self.mlp = mlp
+        if isinstance(mlp, MLP):
+            names = [f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"]
+            self.gate_up = _Product((mlp.gate_proj, mlp.up_proj), names, dtype)
+            self.down = _Product([mlp.down_proj], [f"{at}.mlp.down_proj"], dtype)
+
+    def heads(self, x: Tensor, turn: Turn, route: Route) -> tuple[Tensor, Tensor, Tensor]:
+        """x [T, D] -> queries [T, N, H], keys and values [T, K, H]."""
+        found = self.qkv(self.block.attention_norm(x), route).view(len(x), -1, self.width)
+        q, k, v = found.split([rows // self.width for rows in self.qkv.rows], dim=1)
+        if self.attention.q_norm is not None and self.attention.k_norm is not None:
+            return rotate(self.attention.q_norm(q), turn), rotate(self.attention.k_norm(k), turn), v
+        turned = rotate(found[:, : q.shape[1] + k.shape[1]], turn)
+        return turned[:, : q.shape[1]], turned[:, q.shape[1] :], v
+
+    def keys_values(self, x: Tensor, turn: Turn, route: Route) -> tuple[Tensor, Tensor]:
+        found = self.qkv(self.block.attention_norm(x), route, slice(1, 3)).view(len(x), -1, self.width)
+        k, v = found.chunk(2, dim=1)
+        return rotate(k if self.attention.k_norm is None else self.attention.k_norm(k), turn), v
+
+    def queries(self, x: Tensor, turn: Turn, route: Route) -> Tensor:
+        q = self.qkv(self.block.attention_norm(x), route, slice(0, 1)).view(len(x), -1, self.width)
+        return rotate(q if self.attention.q_norm is None else self.attention.q_norm(q), turn)
+
+    def finish(self, x: Tensor, attended: Tensor, tiles: Sequence[tuple[slice, Route]]) -> None:
+        """What follows the attention, added to x [T, D] in place; attended: [T, N·H]."""
+        for tile, route in tiles:
+            part = x[tile]
+            part += self.o(attended[tile], route)
+            h = self.block.mlp_norm(part)
+            if not isinstance(self.mlp, MLP):
+                part += self.mlp(h[None])[0]
+                continue
+            gate, up = self.gate_up(h, route).chunk(2, dim=-1)
+            part += self.down(silu(gate).mul_(up), route)
+
+
+class _Product:
+    """y = x Wᵀ for linear layers that read the same input, with their adapters.
+
+    Args:
+        names: of the layers in the model, as adapters know them.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear], names: Sequence[str], dtype: torch.dtype | None) -> None:
+        self.rows = [layer.out_features for layer in layers]
+        weight = side_by_side([layer.weight for layer in layers])
+        self.weight = weight if dtype is None else weight.to(dtype)
+        self.layers, self.names = layers, names
+        self.starts = [sum(self.rows[:i]) for i in range(len(self.rows) + 1)]
+        self.adapted = any(isinstance(layer, LoRALinear) for layer in layers)
+
+    def __call__(self, x: Tensor, route: Route, which: slice = slice(None)) -> Tensor:
+        """x [T, in] -> [T, Σ out] of the layers `which`."""
+        chosen = range(len(self.layers))[which]
+        first, end = self.starts[chosen[0]], self.starts[chosen[-1] + 1]
+        y = linear(x, self.weight[first:end])
+        if not self.adapted and not route:
+            return y
+        for i in chosen:
+            layer, columns = self.layers[i], y[:, self.starts[i] - first : self.starts[i + 1] - first]
+            if isinstance(layer, LoRALinear) and layer.on:
+                columns += layer.scale * linear(linear(x, layer.lora_a), layer.lora_b)
+            for adapter, tokens in route:
+                pair = adapter.pairs.get(self.names[i])
+                if pair is not None:
+                    columns.index_add_(0, tokens, linear(linear(x[tokens], pair[0]), pair[1]).to(y.dtype))
+        return y
+
+
+def rotate(x: Tensor, turn: Turn) -> Tensor:
+    """Rotary positions of [T, heads, H], as `apply_rope` does it."""
+    cos, sin = turn
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos).addcmul_(torch.cat((second, first), dim=-1), sin)
+
+
+def _turn(positions: Tensor, model: Transformer, dtype: torch.dtype) -> Turn:
+    cos, sin = (table[0, 0][:, None] for table in rope_tables(positions[None], model.config, dtype))
+    half = cos.shape[-1] // 2
+    return cos, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+
+
+def side_by_side(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """One matrix [Σ out, in] of all rows, whose views the parameters are, or become.
+
+    Raises:
+        RuntimeError: they differ in dtype or device.
+    """
+    first = parameters[0]
+    if len(parameters) == 1:
+        return first.detach()
+    if len({(parameter.dtype, parameter.device) for parameter in parameters}) > 1:
+        raise RuntimeError("layers that read the same input must have one dtype and device")
+    storage, at, lie = first.untyped_storage().data_ptr(), first.data_ptr(), True
+    for parameter in parameters:
+        own = parameter.untyped_storage().data_ptr() == storage and parameter.data_ptr() == at
+        lie, at = lie and own and parameter.is_contiguous(), at + parameter.nbytes
+    rows = [len(parameter) for parameter in parameters]
+    if lie:
+        return first.detach().as_strided((sum(rows), first.shape[1]), (first.shape[1], 1))
+    with torch.inference_mode(False), torch.no_grad():  # a trainer may share them: no inference tensors
+        whole = torch.cat([parameter.detach() for parameter in parameters])
+        for parameter, part in zip(parameters, whole.split(rows), strict=True):
+            parameter.data = part
+    return whole
