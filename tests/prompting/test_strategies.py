@@ -15,6 +15,7 @@ from sekkei.llm import LLM, Call, LLMError, Reply, Settings
 from sekkei.llm.scripted import Scripted
 from sekkei.prompting import scorers
 from sekkei.prompting.best_of_n import BestOfN
+from sekkei.prompting.build import StrategyConfig, build
 from sekkei.prompting.cot import SECOND, TRIGGER, ChainOfThought
 from sekkei.prompting.few_shot import BM25, Cosine, Example, FewShot, as_turns, terms
 from sekkei.prompting.self_consistency import SelfConsistency, leads
@@ -311,3 +312,13 @@ def test_sampled_calls_draw_by_their_own_messages() -> None:
     assert first == third != second
     solve_with(ChainOfThought(settings=Settings(seed=7)), LLM(script), "a")
     assert script.calls[-1].settings.seed == 7, "greedy calls keep theirs, so that a cache finds them"
+
+
+def test_best_of_n_goes_by_a_scorer_that_is_handed_in() -> None:
+    can = LLM(Scripted([])).capabilities
+    config = StrategyConfig(strategy="best-of-n", samples=2, choose_by="reward")
+    shortest = scorers.reward(lambda _, reply: -len(reply.text))
+    llm = LLM(Scripted(["a long way\nanswer: 3", "answer: 4"]))
+    assert solve_with(build(config, can, "1 + 3?", scorer=shortest), llm, "1 + 3?").answer == "4"
+    with pytest.raises(ConfigError, match=r"choose_by: got reward, but no reward model was named; .* runs/NAME#reward"):
+        build(config, can, "1 + 3?")

@@ -12,6 +12,7 @@ import typer
 from sekkei.core.errors import UserError
 
 if TYPE_CHECKING:
+    from sekkei.prompting.best_of_n import Scorer
     from sekkei.prompting.few_shot import Example
     from sekkei.prompting.solution import Solution
 
@@ -24,7 +25,9 @@ def command(
     strategy: Annotated[str, typer.Option(help="direct, cot, self-consistency, best-of-n or tot")] = "cot",
     trace: Annotated[Path | None, typer.Option(help="write the tree to FILE.html, or everything to FILE.json")] = None,
     samples: Annotated[int, typer.Option(help="of self-consistency and best-of-n")] = 16,
-    choose_by: Annotated[str, typer.Option(help="best-of-n: likelihood or judge")] = "likelihood",
+    choose_by: Annotated[
+        str, typer.Option(help="best-of-n: likelihood, judge, or a reward model as RUN#STAGE")
+    ] = "likelihood",
     algorithm: Annotated[str, typer.Option(help="tot: bfs or dfs")] = "bfs",
     generate: Annotated[str, typer.Option(help="tot: propose, sample or auto")] = "auto",
     evaluate: Annotated[str, typer.Option(help="tot: value, vote, likely or auto")] = "auto",
@@ -59,6 +62,8 @@ def command(
     from sekkei.prompting.solution import solve_with
 
     pool = read_examples(examples) if examples else ()
+    scorer = _reward(choose_by)
+    choose_by = "reward" if scorer else choose_by
     options = {
         "strategy": strategy, "samples": samples, "choose_by": choose_by, "algorithm": algorithm, "generate": generate,
         "evaluate": evaluate, "beam": beam, "candidates": candidates, "depth": depth, "threshold": threshold,
@@ -70,7 +75,7 @@ def command(
         raise UserError(f"trace: {trace} must end in .html (the tree, drawn) or .json (everything)")
     with _open(model, exact, budget) as llm:
         kind = kind_of(question)
-        chosen = build(config, llm.capabilities, question, pool, kind)
+        chosen = build(config, llm.capabilities, question, pool, kind, scorer)
         solution = solve_with(chosen, llm, question)
         name = "exact solver" if exact else llm.name
     right = checked(kind, question, solution.answer)
@@ -93,6 +98,17 @@ def _open(model: str | None, exact: bool, budget: int | None) -> Any:
     if model is None:
         raise UserError("model: nobody to ask; name one with --model (runs/laptop, https://HOST/v1#MODEL)")
     return open_llm(LLMConfig(spec=model, budget=BudgetConfig(tokens=budget)))
+
+
+def _reward(choose_by: str) -> Scorer | None:
+    """The scorer of RUN#STAGE, None where something else is named."""
+    from sekkei.llm.reward import is_reward_spec, open_reward
+    from sekkei.prompting import scorers
+
+    if not is_reward_spec(choose_by):
+        return None
+    run, _, stage = choose_by.partition("#")
+    return scorers.reward(open_reward(Path(run), stage).score_reply)
 
 
 def read_examples(path: Path) -> tuple[Example, ...]:

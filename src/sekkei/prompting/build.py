@@ -20,7 +20,7 @@ from typing import Any, Literal
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.llm.protocol import Capabilities, Reply, Settings
 from sekkei.prompting import scorers
-from sekkei.prompting.best_of_n import BestOfN
+from sekkei.prompting.best_of_n import BestOfN, Scorer
 from sekkei.prompting.cot import ANSWER_FORM, ChainOfThought, Extract, read_answer
 from sekkei.prompting.few_shot import Example, FewShot
 from sekkei.prompting.self_consistency import SelfConsistency
@@ -47,7 +47,8 @@ class StrategyConfig:
     Args:
         strategy: which. samples: of self-consistency and best-of-n.
         shots, select, balance: examples, see few_shot.FewShot.
-        choose_by: what best-of-n goes by, the model's own log-probabilities or its judgement.
+        choose_by: what best-of-n goes by, the model's own log-probabilities, its judgement, or a scorer that is handed
+            to `build` (a reward model).
         algorithm, depth, candidates, beam, threshold, visits: of the search, see tot.SearchConfig; depth and threshold
             None = the task's own.
         generate, evaluate: "auto" = what the task and the model allow (propose before sample; likely, value, vote).
@@ -60,7 +61,7 @@ class StrategyConfig:
     shots: int = 0
     select: Literal["random", "nearest", "diverse"] = "nearest"
     balance: bool = False
-    choose_by: Literal["likelihood", "judge"] = "likelihood"
+    choose_by: Literal["likelihood", "judge", "reward"] = "likelihood"
     algorithm: Literal["bfs", "dfs"] = "bfs"
     depth: int | None = None
     candidates: int = 5
@@ -115,12 +116,18 @@ def trained(can: Capabilities) -> bool:
 
 
 def build(
-    config: StrategyConfig, can: Capabilities, question: str, pool: tuple[Example, ...] = (), kind: Kind | None = None
+    config: StrategyConfig,
+    can: Capabilities,
+    question: str,
+    pool: tuple[Example, ...] = (),
+    kind: Kind | None = None,
+    scorer: Scorer | None = None,
 ) -> Strategy:
     """The strategy for one question.
 
     Args:
         can: of the model that will be asked. pool: examples, for shots > 0. kind: None = what the question is.
+        scorer: for choose_by reward.
     Raises:
         UserError: the parts do not go together; the message names the key and the remedy.
     """
@@ -133,7 +140,12 @@ def build(
         return SelfConsistency(chain=chain_of_thought(config, can, kind, pool), k=config.samples)
     if config.strategy == "best-of-n":
         asked = chain_of_thought(config, can, kind, pool, logprobs=config.choose_by == "likelihood")
-        scorer = scorers.likelihood() if config.choose_by == "likelihood" else scorers.judge()
+        if config.choose_by == "reward" and scorer is None:
+            raise ConfigError(
+                "choose_by", "got reward, but no reward model was named; name a run's, as runs/NAME#reward"
+            )
+        own = {"likelihood": scorers.likelihood, "judge": scorers.judge}
+        scorer = scorer if scorer is not None and config.choose_by == "reward" else own[config.choose_by]()
         return BestOfN(scorer=scorer, chain=asked, n=config.samples, scorer_name=config.choose_by)
     return chain_of_thought(config, can, kind, pool)
 
