@@ -124,11 +124,11 @@ def open_local(folder: Path, stage: str | None, device: str, dtype: str) -> Any:
 
     opened = open_model(folder, stage, dtype=dtype, device=device)
     words = opened.words
-    own = words.tokenizer if isinstance(words, OwnWords) else None
+    own = words.tokenizer if isinstance(words, OwnWords) else own_tokenizer(words.inner)
     return LocalModel(
         name=f"{folder}#{opened.stage}" if opened.stage else str(folder),
         model=opened.model,
-        plain=words.plain,
+        plain=words.plain if own is None else lambda text: [own.bos_id, *own.encode(text)],
         chat=(lambda messages, thinking: words.chat(messages, (), thinking)) if words.chats else None,
         encode=own.encode if own is not None else lambda text: words.inner.encode(text, add_special_tokens=False).ids,
         inner=words.inner,
@@ -138,6 +138,19 @@ def open_local(folder: Path, stage: str | None, device: str, dtype: str) -> Any:
         run_dir=folder if opened.stage else None,
         own=own,
     )
+
+
+def own_tokenizer(inner: Any) -> Any:
+    """Sekkei's tokenizer around a `tokenizers.Tokenizer` with all of its special tokens, None for any other.
+
+    A base model is exported without a chat template, and then nothing else tells that its texts began with <|bos|>.
+    """
+    from sekkei.text.tokenizer import Tokenizer, default_template
+
+    try:
+        return Tokenizer(inner, default_template())
+    except UserError:
+        return None
 
 
 def _folder(model: str) -> tuple[Path, str | None]:
