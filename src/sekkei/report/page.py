@@ -112,6 +112,7 @@ def sections(run: RunFolder) -> list[Section]:
         ),
         *_data_and_pretraining(run),
         *_after_pretraining(run),
+        *_measured(run),
         Section(
             "What it wrote as it learned",
             "Greedy continuations of fixed prompts by number of steps; ■ is the stop token, italics are thinking.",
@@ -182,6 +183,11 @@ def _after_pretraining(run: RunFolder) -> list[Section]:
             charts=[c for name in run.tuned_by(*REINFORCED) for c in _some(curves.reinforcement(run, name))],
             samples=tables.rollouts(run),
         ),
+    ]
+
+
+def _measured(run: RunFolder) -> list[Section]:
+    return [
         Section(
             "Reasoning over the life",
             "Accuracy on held-out chains of arithmetic that no stage has seen.",

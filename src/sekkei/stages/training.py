@@ -103,9 +103,8 @@ class Training:
         if run.mesh is None:
             self.step = PlainStep(models, LocalOps(), run.device, autocast)
             if writes:
-                self.generate = _sharing(
-                    Engine(policy, dtype=autocast)
-                )  # as the trainer computes: log-probs must agree
+                # in the dtype that the trainer computes in: log-probs must agree
+                self.generate = _sharing(Engine(policy, dtype=autocast))
             parts: Mapping[str, nn.Module] = models
         else:
             self.placed = {role: place(model, run.mesh) for role, model in models.items()}
