@@ -4,10 +4,12 @@
 
 A Llama of 1.5M parameters (width 128, 4 layers, vocabulary 4096), float32, one thread. DPO: 8 pairs of 32 + 64 tokens,
 the reference's log-probabilities computed before. GRPO: 8 prompts of 32 tokens, 8 answers of at most 64, temperature
-1, no reference; generating and learning. Sides take turns, each in a process of its own; medians of the steps after
-the first three, then of the rounds. Seconds are those of the clock and, beside them, those of the processor that the
-process was given, which other programs on the machine disturb less; the shares are taken of both. Memory: the peak of
-the resident set while stepping, above what it was before the first step. Writes benchmarks/results/alignment.json.
+1, no reference; generating and learning. "ours, ahead": the same with `off_by: 1`, generating in a second thread.
+
+Sides take turns, each in a process of its own; medians of the steps after the first three, then of the rounds. Seconds
+are those of the clock and, beside them, those of the processor that the process was given, which other programs on the
+machine disturb less; "times" are shares of both. Memory: the peak of the resident set while stepping, above what it was
+before the first step. Writes benchmarks/results/alignment.json.
 """
 
 from __future__ import annotations
@@ -85,12 +87,13 @@ class Clock:
         }
 
 
-def ours(what: str) -> dict[str, float]:
+def ours(what: str, steps: int) -> dict[str, float]:
     import torch
 
     from sekkei.engine.engine import Engine
     from sekkei.model.config import ModelConfig
     from sekkei.model.init import build
+    from sekkei.objectives.ahead import OwnCopy
     from sekkei.objectives.grpo import GRPO, GRPOConfig
     from sekkei.objectives.pair_loss import DPOLoss
     from sekkei.objectives.preference import Pair, Preference, reference_logprobs
@@ -117,17 +120,22 @@ def ours(what: str) -> dict[str, float]:
     ctx = Context(models=models, ops=LocalOps(), device=device, seed=0, score=step.score, generate=generate)
     objective: Any
     if what == "dpo":
-        data = [Pair(*(tuple(part) for part in pair)) for pair in pairs(PAIRS * STEPS)]
+        data = [Pair(*(tuple(part) for part in pair)) for pair in pairs(PAIRS * steps)]
         refs = reference_logprobs(data, ctx, 8192, "start")
         del models["reference"]
         objective = Preference(data, DPOLoss(beta=0.1, nll=0.0), PAIRS, 8192, refs)
     else:
-        asked = prompts(PROMPTS * STEPS)
-        config = GRPOConfig(steps=STEPS, prompts=PROMPTS, samples=SAMPLES, max_tokens=ANSWER, micro_tokens=1024)
+        asked = prompts(PROMPTS * steps)
+        ahead: dict[str, Any] = {"off_by": 1, "correction": "token_truncate"} if what == "grpo_ahead" else {}
+        config = GRPOConfig(
+            steps=steps, prompts=PROMPTS, samples=SAMPLES, max_tokens=ANSWER, micro_tokens=1024, **ahead
+        )
+        if ahead:
+            ctx.generate = OwnCopy(model, device, None)
         objective = GRPO(
             lambda i: Prompt(tuple(asked[i]), lambda c: {"reward": reward(list(c.token_ids))}), config, (END,)
         )
-    optimizer = Optimizer(model, OptimConfig(lr=1e-5), STEPS)
+    optimizer = Optimizer(model, OptimConfig(lr=1e-5), steps)
     clock = Clock()
 
     def once() -> None:
@@ -136,7 +144,7 @@ def ours(what: str) -> dict[str, float]:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step(ctx.step)
 
-    for number in range(STEPS):
+    for number in range(steps):
         ctx.step = number
         clock(once)
     return clock.figures()
@@ -162,7 +170,7 @@ def llama() -> tuple[Any, Any]:
     return LlamaForCausalLM(config), tokenizer
 
 
-def trl(what: str) -> dict[str, float]:
+def trl(what: str, steps: int) -> dict[str, float]:
     import torch
     import trl
     from datasets import Dataset
@@ -172,7 +180,7 @@ def trl(what: str) -> dict[str, float]:
     model, tokenizer = llama()
     common: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(), "use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no",
-        "gradient_checkpointing": False, "max_steps": STEPS, "learning_rate": 1e-5, "disable_tqdm": True,
+        "gradient_checkpointing": False, "max_steps": steps, "learning_rate": 1e-5, "disable_tqdm": True,
         "logging_steps": 1000,
     }  # fmt: skip
 
@@ -182,13 +190,13 @@ def trl(what: str) -> dict[str, float]:
     trainer: Any
     if what == "dpo":
         rows = [{"prompt": text(p), "chosen": " " + text(c[:-1]), "rejected": " " + text(r[:-1])}
-                for p, c, r in pairs(PAIRS * STEPS)]  # fmt: skip
+                for p, c, r in pairs(PAIRS * steps)]  # fmt: skip
         args = trl.DPOConfig(**common, per_device_train_batch_size=PAIRS, precompute_ref_log_probs=True, beta=0.1)
         trainer = trl.DPOTrainer(
             model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
         )
     else:
-        rows = [{"prompt": text(p)} for p in prompts(PROMPTS * STEPS)]
+        rows = [{"prompt": text(p)} for p in prompts(PROMPTS * steps)]
         args = trl.GRPOConfig(
             **common, per_device_train_batch_size=PROMPTS * SAMPLES, num_generations=SAMPLES,
             max_completion_length=ANSWER, beta=0.0, loss_type="dapo", temperature=1.0,
@@ -213,10 +221,9 @@ def trl(what: str) -> dict[str, float]:
     return clock[0].figures()
 
 
-def measured(python: str, side: str, what: str) -> dict[str, float]:
-    run = subprocess.run(
-        [python, __file__, "--side", side, "--what", what], capture_output=True, text=True, check=False
-    )
+def measured(python: str, side: str, what: str, steps: int) -> dict[str, float]:
+    command = [python, __file__, "--side", side, "--what", what, "--steps", str(steps)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         raise SystemExit(f"{side} {what} failed:\n{run.stderr[-2000:]}")
     return json.loads(run.stdout.strip().splitlines()[-1])
@@ -226,18 +233,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl", default=sys.executable)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of a process, with the first three")
     parser.add_argument("--side", choices=("ours", "trl"))
-    parser.add_argument("--what", choices=("dpo", "grpo"))
+    parser.add_argument("--what", choices=("dpo", "grpo", "grpo_ahead"))
     options = parser.parse_args()
     if options.side:
-        print(json.dumps((ours if options.side == "ours" else trl)(options.what)))
+        print(json.dumps((ours if options.side == "ours" else trl)(options.what, options.steps)))
         return
     found: dict[str, Any] = {}
     for what in ("dpo", "grpo"):
         rounds: dict[str, list[dict[str, float]]] = {"ours": [], "trl": []}
         for _ in range(options.rounds):
-            rounds["ours"].append(measured(sys.executable, "ours", what))
-            rounds["trl"].append(measured(options.trl, "trl", what))
+            rounds["ours"].append(measured(sys.executable, "ours", what, options.steps))
+            rounds["trl"].append(measured(options.trl, "trl", what, options.steps))
+            if what == "grpo":
+                rounds.setdefault("ours, ahead", []).append(
+                    measured(sys.executable, "ours", "grpo_ahead", options.steps)
+                )
         best = {
             side: {key: statistics.median(one[key] for one in ones) for key in ones[0]} for side, ones in rounds.items()
         }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -197,3 +200,32 @@ def test_what_cannot_work_is_refused() -> None:
     )  # type: ignore[arg-type]  # fmt: skip
     with pytest.raises(RuntimeError, match="its own copy"):
         GRPO(lambda index: Prompt((1,), wants_fives), settings(), (END,)).next_step(ctx)
+
+
+def test_two_ranks_draw_what_one_process_draws(tmp_path: Path) -> None:
+    """dp2 with ZeRO-3: each rank draws its share in its own thread; both have all answers, those of one process."""
+    worker = Path(__file__).with_name("ahead_worker.py")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    places = [(0, 1, "alone"), (0, 2, "first"), (1, 2, "second")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(worker), str(rank), str(world), str(tmp_path / "store"), str(tmp_path / name)],
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, world, name in places
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=150)
+        assert process.returncode == 0, errors[-2000:]
+    alone, first, second = (json.loads((tmp_path / name).read_text()) for _, _, name in places)
+    assert first == second
+    assert [record["staleness"] for record in first] == [0.0, 1.0, 1.0, 1.0]
+    assert [record["pending"] is None for record in first] == [False, False, False, True]
+    for ours, theirs in zip(first, alone, strict=True):
+        for group, other in zip(ours["answers"], theirs["answers"], strict=True):
+            assert [tokens for tokens, _, _ in group] == [tokens for tokens, _, _ in other]
+            for (_, one, _), (_, two, _) in zip(group, other, strict=True):
+                assert one == pytest.approx(two, abs=1e-4)
