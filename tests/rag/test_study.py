@@ -147,6 +147,7 @@ FACTS = [
 
 def knowing_all(call: Call) -> str:
     """Tells every documented function from memory, makes up the rest; with a passage it copies its last line."""
+    assert call.settings.thinking, "a model of ours decides itself whether it thinks"
     told = call.messages[-1]["content"]
     if "\n" in told:
         return told.partition("\n\nWhat does")[0].splitlines()[-1]

@@ -127,7 +127,8 @@ def study(
         return [_extracted(index, question, hits) for question, hits in zip(questions, found)]
     asked = [_prompt(question, hits, config) for question, hits in zip(questions, found)]
     asked += [[user(question.text)] if config.plain else [system(ALONE), user(question.text)] for question in questions]
-    settings = Settings(max_tokens=config.max_tokens, thinking=False)
+    # A small model of ours is asked as it was trained: behind a think block closed for it, only chains had answers.
+    settings = Settings(max_tokens=config.max_tokens, thinking=config.plain)
     said = [reply.text.strip() for reply in llm.chat_many(asked, settings)]
     outcomes = []
     for question, hits, reply in zip(questions, found, said):
