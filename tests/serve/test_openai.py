@@ -241,6 +241,7 @@ def test_extra_settings_reach_the_engine(client: openai.OpenAI) -> None:
             "JSON schema",
         ),
         ({"stop": [""]}, 400, "stop"),
+        ({"top_logprobs": 3}, 400, "needs logprobs"),
     ],
 )
 def test_what_is_wrong_is_said(client: openai.OpenAI, change: dict, status: int, words: str) -> None:

@@ -85,6 +85,12 @@ def test_a_person_asks_in_a_browser(live: Live, tmp_path: Path) -> None:
         assert page.locator(".user").inner_text() == "say hello"
         page.select_option("#language", "ja")
         assert page.inner_text("#send") == "送信"
+        page.select_option("#which", "polite")
+        with page.expect_request("**/v1/chat/completions") as sent:
+            page.fill("#text", "again")
+            page.press("#text", "Enter")
+        assert sent.value.post_data_json["model"] == "polite"
+        page.wait_for_selector("#send", state="visible", timeout=60_000)
         page.set_viewport_size({"width": 390, "height": 760})
         page.click("#new")
         assert page.locator(".user").count() == 0

@@ -83,6 +83,8 @@ class Chat:
         adapter = answering.adapter(asked.model)
         if not answering.opened.words.chats:
             raise bad("this model was only pretrained and knows no turns: use /v1/completions", "messages")
+        if asked.top_logprobs and not asked.logprobs:
+            raise bad("top_logprobs needs logprobs: true", "top_logprobs")
         tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()]
         constraint = await answering.constraint(asked.response_format)
         choice = asked.tool_choice

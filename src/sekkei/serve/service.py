@@ -196,9 +196,9 @@ class Service:
                 inbox, self._inbox = self._inbox, []
                 if self._ending:
                     break
-            for action in inbox:
-                action()
             try:
+                for action in inbox:
+                    action()
                 if not self.engine.idle:
                     self._pass_on(self.engine.step())
             except Exception as error:
