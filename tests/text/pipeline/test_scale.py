@@ -31,6 +31,13 @@ if ! grep -q merge_stats "$script"; then
 fi
 echo "Submitted batch job $number"
 """
+SRUN = """#!/bin/bash
+until [ "$1" = launch_pickled_pipeline ]; do shift; done
+exec "$@"
+"""
+SCONTROL = """#!/bin/bash
+echo localhost
+"""
 
 
 def plan_for(folder: Path, out: Path, **more: object) -> Plan:
@@ -88,8 +95,9 @@ def test_slurms_scripts_do_the_work(tmp_path: Path, expected: tuple, monkeypatch
     out, cluster = tmp_path / "out", tmp_path / "cluster"
     cluster.mkdir()
     (cluster / "count").write_text("0\n")
-    (cluster / "sbatch").write_text(SBATCH.format(cluster))
-    (cluster / "sbatch").chmod(stat.S_IRWXU)
+    for name, text in (("sbatch", SBATCH.format(cluster)), ("srun", SRUN), ("scontrol", SCONTROL)):
+        (cluster / name).write_text(text)
+        (cluster / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{cluster}:{Path(sys.executable).parent}:{os.environ['PATH']}")
     executor = Executor(kind="slurm", ranks=3, parallel=2, partition="cpu", time="1:00:00", memory_gb=3, qos="low")
     assert scale.run(plan_for(folder, out), out, executor) is None
