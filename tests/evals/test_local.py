@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -131,3 +133,46 @@ def test_the_chain_task_counts_as_the_exam_does(aligned: LocalBackend, smoke_run
     begin, end = own.id_of(THINK), own.id_of(THINK_END)
     assert exam_ids(own, [begin, *inside, end, 5, own.end_id]) == inside  # type: ignore[list-item]
     assert exam_ids(own, [5, own.end_id]) == []
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_a_foreign_folder_answers_in_its_own_template(family: str, tmp_path: Path) -> None:
+    """Greedy text, scores and bytes beside transformers on the same folder."""
+    transformers = pytest.importorskip("transformers")
+    folder = foreign_writer()(tmp_path / family, family)
+    local = open_local(folder, None, "cpu", "float32")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    messages = [user("hello there, what is this")]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, enable_thinking=True)["input_ids"]
+    assert local.own is None
+    assert local.chat is not None
+    assert local.chat(messages, True) == prompt
+    options = [" one", " two words"]
+    with LLM(LocalBackend(local)) as llm:
+        reply = llm.chat(messages, Settings(max_tokens=8))
+        scores = llm.loglikelihood(messages, options)
+    out = peer.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :].tolist()
+    stopped = out[-1] in local.stop_tokens
+    assert reply.usage.completion_tokens == len(out)
+    assert reply.text == tokenizer.decode(out[:-1] if stopped else out)
+    for option, score in zip(options, scores):
+        row = local.encode(option)
+        with torch.no_grad():
+            logprobs = peer(torch.tensor([[*prompt, *row]])).logits[0].log_softmax(-1)
+        by_peer = sum(float(logprobs[len(prompt) - 1 + i, token]) for i, token in enumerate(row))
+        assert score.logprob == pytest.approx(by_peer, abs=1e-3)
+    text = "Grün 色 and green"
+    assert sum(local.token_bytes[token] for token in local.encode(text)) == len(text.encode())
+
+
+def foreign_writer() -> Callable[[Path, str], Path]:
+    """What writes a small foreign folder in tests/serve, loaded by its path."""
+    path = Path(__file__).parents[1] / "serve" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("eval_foreign", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["eval_foreign"] = module
+    spec.loader.exec_module(module)
+    return module.write_foreign  # type: ignore[no-any-return]

@@ -118,25 +118,27 @@ def open_subject(model: str, work: Path | None, concurrency: int, device: str, d
 
 def open_local(folder: Path, stage: str | None, device: str, dtype: str) -> Any:
     """The model of a folder, with what it speaks, for evals/local.py."""
-    from sekkei.evals.local import LocalModel, byte_lengths
+    from sekkei.evals.local import LocalModel, byte_lengths, own_model
     from sekkei.serve.opened import open_model
     from sekkei.serve.words import OwnWords, Pieces
 
     opened = open_model(folder, stage, dtype=dtype, device=device)
-    words = opened.words
+    words, stage = opened.words, opened.stage or ""
+    name, run_dir = (f"{folder}#{stage}", folder) if stage else (str(folder), None)
     own = words.tokenizer if isinstance(words, OwnWords) else own_tokenizer(words.inner)
+    if own is not None:
+        return own_model(name, opened.model, own, words.inner, chats=words.chats, stage=stage, run_dir=run_dir)
     return LocalModel(
-        name=f"{folder}#{opened.stage}" if opened.stage else str(folder),
+        name=name,
         model=opened.model,
-        plain=words.plain if own is None else lambda text: [own.bos_id, *own.encode(text)],
+        plain=words.plain,
         chat=(lambda messages, thinking: words.chat(messages, (), thinking)) if words.chats else None,
-        encode=own.encode if own is not None else lambda text: words.inner.encode(text, add_special_tokens=False).ids,
+        encode=lambda text: words.inner.encode(text, add_special_tokens=False).ids,
         inner=words.inner,
         stop_tokens=words.stop_tokens,
         token_bytes=byte_lengths(words.inner, Pieces(words.inner).raw),
-        stage=opened.stage or "",
-        run_dir=folder if opened.stage else None,
-        own=own,
+        stage=stage,
+        run_dir=run_dir,
     )
 
 

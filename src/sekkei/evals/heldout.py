@@ -107,12 +107,8 @@ def text_documents(local: LocalModel, path: Path, tokens: int) -> dict[str, list
     Raises:
         UserError: it cannot be read as UTF-8, or is empty.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({error})") from None
     parts = [""]
-    for block in text.split("\n\n"):
+    for block in read_text(path).split("\n\n"):
         if len(parts[-1]) >= PART:
             parts.append("")
         parts[-1] += f"{block}\n\n"
@@ -125,6 +121,18 @@ def text_documents(local: LocalModel, path: Path, tokens: int) -> dict[str, list
     if not kept:
         raise UserError(f"{path}: holds no text")
     return {path.stem: kept}
+
+
+def read_text(path: Path) -> str:
+    """A text file.
+
+    Raises:
+        UserError: it cannot be read as UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error})") from None
 
 
 def training_texts(local: LocalModel) -> Iterator[str]:

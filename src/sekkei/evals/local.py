@@ -26,6 +26,7 @@ from sekkei.engine.request import Completion, Request, Sampling
 from sekkei.llm.protocol import Call, Capabilities, LLMError, Message, Piece, Reply, Score, Usage, check
 from sekkei.llm.wire import split_thinking
 from sekkei.model.transformer import Transformer
+from sekkei.text.chat import encode_prompt
 from sekkei.text.tokenizer import Tokenizer
 
 SCORED_AT_ONCE = 4096  # continuations handed to the engine together
@@ -62,6 +63,36 @@ class LocalModel:
         if self.chat is None:
             return self.plain("\n".join(message["content"] for message in messages))
         return self.chat(messages, thinking)
+
+
+def own_model(
+    name: str,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    inner: Any,
+    *,
+    chats: bool,
+    stage: str = "",
+    run_dir: Path | None = None,
+) -> LocalModel:
+    """A model that sekkei trained.
+
+    Args:
+        inner: the tokenizer as the library's object, for decoding. chats: False for one that was only pretrained.
+    """
+    return LocalModel(
+        name=name,
+        model=model,
+        plain=lambda text: [tokenizer.bos_id, *tokenizer.encode(text)],
+        chat=(lambda messages, thinking: encode_prompt(tokenizer, messages, thinking)) if chats else None,
+        encode=tokenizer.encode,
+        inner=inner,
+        stop_tokens=(tokenizer.end_id,),
+        token_bytes=tokenizer.token_bytes(),
+        stage=stage,
+        run_dir=run_dir,
+        own=tokenizer,
+    )
 
 
 class LocalBackend:

@@ -262,7 +262,7 @@ def _needle(task: Task, subject: Subject, config: SuiteConfig, console: Console)
     if not lengths and most is not None:
         lengths = (*(2**power for power in range(6, most.bit_length()) if 2**power < most), most)[-5:]
     grid = needle.NeedleConfig(lengths=lengths or ENDPOINT_LENGTHS, depths=config.depths, trials=config.trials)
-    hay = task.file.read_text(encoding="utf-8") if task.file is not None else ""
+    hay = heldout.read_text(task.file) if task.file is not None else ""
     settings = config.settings(1)
     count = None
     if local is not None:
