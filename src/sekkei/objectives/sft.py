@@ -80,7 +80,8 @@ class SFTConfig:
         examples: conversations of the global batch. everyday: share of everyday turns; refusals: of harmful
             requests refused and harmless ones answered; tools: of sums worked out with the calculator; the rest are
             chains, or the conversations of `path`.
-        styles: in which chains are demonstrated, equally often. own: chains written by an earlier stage instead.
+        turns: share of the chains that stand in conversations of several, all in one style, so that examples in earlier
+            turns mean something. styles: in which chains are demonstrated, equally often. own: chains written by an earlier stage instead.
         path: conversations of one's own, see conversations.py. learn: of them, all assistant turns or the last.
         conversations: distinct everyday conversations. micro_tokens: tokens per forward pass, about.
     """
@@ -90,6 +91,7 @@ class SFTConfig:
     everyday: float = 0.3
     refusals: float = 0.05
     tools: float = 0.0
+    turns: float = 0.0
     styles: tuple[Style, ...] = STYLES
     own: OwnConfig | None = None
     path: str | None = None
@@ -104,7 +106,7 @@ class SFTConfig:
         for key in ("steps", "examples", "conversations", "micro_tokens"):
             if getattr(self, key) < 1:
                 raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
-        for key in ("everyday", "refusals", "tools"):
+        for key in ("everyday", "refusals", "tools", "turns"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ConfigError(key, f"got {getattr(self, key)}, must be a share in 0 … 1")
         if self.everyday + self.refusals + self.tools > 1:

@@ -39,6 +39,7 @@ Example = Callable[[int], Sample]
 Demonstrate = Callable[[random.Random], Rendered]
 GATE = "gate.json"
 GATE_PROBLEMS = 64
+TURNS = (2, 3, 5, 9)  # chains in one conversation: 1, 2, 4 or 8 examples before the last
 SAMPLE_TURNS = ("Hello!", "Who are you?", "start at 7, add 3, times 4, minus 5, modulo 23", "What does json.dumps do?")
 
 
@@ -155,8 +156,12 @@ class SFTStage:
             return lambda rng: encode_chat(tokenizer, rng.choice(written))
 
         def demonstrate(rng: random.Random) -> Rendered:
-            problem = chain.sample_problem(rng, rng.choice(chains.train_operations), "train", chains)
-            return encode_chat(tokenizer, chain.demonstration(problem, rng.choice(styles)))
+            style, several = rng.choice(styles), rng.random() < self.sft.turns
+            messages: list[Message] = []
+            for _ in range(rng.choice(TURNS) if several else 1):
+                problem = chain.sample_problem(rng, rng.choice(chains.train_operations), "train", chains)
+                messages += chain.demonstration(problem, style)
+            return encode_chat(tokenizer, messages)
 
         return demonstrate
 
