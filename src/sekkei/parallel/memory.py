@@ -269,11 +269,9 @@ def activation_bytes(job: Job, layout: Layout, stage: int = 0) -> dict[str, int]
 
 
 def _logit_bytes(job: Job, layout: Layout) -> int:
-    """Whole rows of `V / tp` are scored at once under tensor parallelism (vocab.py), chunks of them without it."""
+    """Scored in chunks, and kept whole only where they are few (model/logprobs.py, vocab.py)."""
     logits = micro_tokens(job, layout) * job.model.vocab_size // layout.tp
     s, wide = job.compute, max(4, job.compute)
-    if layout.tp > 1:
-        return (s + 3 * wide) * logits
     return (s * logits if logits <= KEEP_ELEMENTS else 0) + 3 * wide * min(logits, GPU_CHUNK_ELEMENTS)
 
 

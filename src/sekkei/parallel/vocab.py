@@ -3,10 +3,12 @@
     rank 0 holds rows 0 … V/2 of embedding and head, rank 1 the rest
 
     embedding   own rows, zeros for foreign ids, summed over ranks
-    log p       lse = log Σ_ranks Σ exp z;  the label's z comes from the one rank that has it
+    log p       lse = log Σ_ranks e^(m_rank - m) Σ e^(z - m_rank);  the label's z comes from the one rank that has it
 
 Between ranks go three numbers per token forward (maximum, sum, label's logit; a fourth for the entropy), and the
-hidden state's gradient backward (Shoeybi et al. 2019, section 3). Same formulas as model/logprobs.py.
+hidden state's gradient backward (Shoeybi et al. 2019, section 3). Formulas and sizes are those of model/logprobs.py:
+logits are made in chunks of tokens, and where [M, v] of them are many they are made again in the backward pass, so that
+they never exist whole.
 
 Shapes: `M` scored tokens, `D` model width, `v` rows of the vocabulary on this rank.
 """
@@ -19,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sekkei.model.logprobs import scored_indices
+from sekkei.model.logprobs import CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS, KEEP_ELEMENTS, scored_indices
 from sekkei.parallel.collectives import Group, all_reduced, collect, scatter
 
 
@@ -78,38 +80,70 @@ class _VocabLogprobs(torch.autograd.Function):
         with_entropy: bool,
         group: Group,
     ) -> tuple[Tensor, Tensor]:
+        rows, keep = chunking(hidden, weight)
+        kept, largest, sums = [], [], []
         with torch.autocast(hidden.device.type, enabled=False):
-            raw = hidden.to(compute) @ weight.to(compute).T
-            z = _wide(raw) / temperature
-            largest = z.amax(-1)
-            dist.all_reduce(largest, dist.ReduceOp.MAX, group)
-            exp = (z - largest[:, None]).exp()
-            mine = (local >= 0) & (local < weight.shape[0])
-            own = z.gather(-1, (local * mine)[:, None]).squeeze(-1) * mine
-            sums = torch.stack([exp.sum(-1), own, (exp * z).sum(-1)] if with_entropy else [exp.sum(-1), own])
-            dist.all_reduce(sums, group=group)
-            lse = sums[0].log() + largest
-            entropy = lse - sums[2] / sums[0] if with_entropy else torch.zeros_like(lse)
-        ctx.save_for_backward(hidden, weight, local, raw, lse, entropy)
+            h, w = hidden.to(compute), weight.to(compute)
+            for part, label in zip(h.split(rows), local.split(rows), strict=True):
+                raw = part @ w.T
+                z = _wide(raw) / temperature
+                top = z.amax(-1)
+                exp = (z - top[:, None]).exp()
+                own = z.gather(-1, _within(label, weight)[:, None]).squeeze(-1) * _mine(label, weight)
+                spread = [(exp * (z - top[:, None])).sum(-1)] if with_entropy else []
+                sums.append(torch.stack([exp.sum(-1), own, *spread]))
+                largest.append(top)
+                if keep:
+                    kept.append(raw)
+            top, found = torch.cat(largest), torch.cat(sums, dim=1)
+            over_ranks = top.clone()
+            dist.all_reduce(over_ranks, dist.ReduceOp.MAX, group)
+            found[2:] += (top - over_ranks) * found[0]  # from this rank's largest logit to that of all
+            found[0::2] *= (top - over_ranks).exp()  # but not the label's logit, in row 1
+            dist.all_reduce(found, group=group)
+            lse = found[0].log() + over_ranks
+            entropy = found[0].log() - found[2] / found[0] if with_entropy else torch.zeros_like(lse)
+        ctx.save_for_backward(hidden, weight, local, lse, entropy, *kept)
         ctx.temperature, ctx.compute, ctx.with_entropy, ctx.group = temperature, compute, with_entropy, group
-        return sums[1] - lse, entropy
+        return found[1] - lse, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_logprob, grad_entropy = grads
-        hidden, weight, local, raw, lse, entropy = ctx.saved_tensors
+        hidden, weight, local, lse, entropy, *kept = ctx.saved_tensors
+        rows, _ = chunking(hidden, weight)
         with torch.autocast(hidden.device.type, enabled=False):
-            logp = _wide(raw) / ctx.temperature - lse[:, None]
-            p = logp.exp()
-            g = -p * grad_logprob[:, None]
-            if ctx.with_entropy:
-                g = g - p * (logp + entropy[:, None]) * grad_entropy[:, None]
-            mine = (local >= 0) & (local < weight.shape[0])
-            g = g.scatter_add(1, (local * mine)[:, None], (grad_logprob * mine)[:, None])
-            g = (g / ctx.temperature).to(ctx.compute)
-            grad_hidden = (g @ weight.to(ctx.compute)).to(hidden.dtype)
-            grad_weight = (g.T @ hidden.to(ctx.compute)).to(weight.dtype)
-        return all_reduced(grad_hidden, ctx.group), grad_weight, None, None, None, None, None
+            h, w = hidden.to(ctx.compute), weight.to(ctx.compute)
+            grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=lse.dtype)
+            for i, start in enumerate(range(0, len(h), rows)):
+                part = slice(start, start + rows)
+                logp = _wide(kept[i] if kept else h[part] @ w.T) / ctx.temperature - lse[part, None]
+                pull, label = grad_logprob[part], local[part]
+                p = logp.exp()
+                g = -p * pull[:, None]
+                if ctx.with_entropy:
+                    g -= p * (logp + entropy[part, None]) * grad_entropy[part, None]
+                g.scatter_add_(1, _within(label, weight)[:, None], (pull * _mine(label, weight))[:, None])
+                g = (g / ctx.temperature).to(ctx.compute)
+                grad_hidden[part] = (g @ w).to(hidden.dtype)
+                grad_weight += g.T @ h[part]
+        return all_reduced(grad_hidden, ctx.group), grad_weight.to(weight.dtype), None, None, None, None, None
+
+
+def chunking(hidden: Tensor, weight: Tensor) -> tuple[int, bool]:
+    """Tokens per chunk of logits, and whether all logits are kept for the backward pass: by sizes alone."""
+    elements = CHUNK_ELEMENTS if hidden.device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    return max(1, elements // weight.shape[0]), hidden.shape[0] * weight.shape[0] <= KEEP_ELEMENTS
+
+
+def _mine(local: Tensor, weight: Tensor) -> Tensor:
+    """Which labels lie in this rank's rows."""
+    return (local >= 0) & (local < weight.shape[0])
+
+
+def _within(local: Tensor, weight: Tensor) -> Tensor:
+    """Labels as indices; those of other ranks are 0."""
+    return local * _mine(local, weight)
 
 
 def _wide(raw: Tensor) -> Tensor:
