@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +127,9 @@ def ours(what: str, steps: int) -> dict[str, float]:
         objective = Preference(data, DPOLoss(beta=0.1, nll=0.0), PAIRS, 8192, refs)
     else:
         asked = prompts(PROMPTS * steps)
-        ahead: dict[str, Any] = {"off_by": 1, "correction": "token_truncate"} if what == "grpo_ahead" else {}
-        config = GRPOConfig(
-            steps=steps, prompts=PROMPTS, samples=SAMPLES, max_tokens=ANSWER, micro_tokens=1024, **ahead
-        )
-        if ahead:
+        config = GRPOConfig(steps=steps, prompts=PROMPTS, samples=SAMPLES, max_tokens=ANSWER, micro_tokens=1024)
+        if what == "grpo_ahead":
+            config = replace(config, off_by=1, correction="token_truncate")
             ctx.generate = OwnCopy(model, device, None)
         objective = GRPO(
             lambda i: Prompt(tuple(asked[i]), lambda c: {"reward": reward(list(c.token_ids))}), config, (END,)
