@@ -80,8 +80,9 @@ class SFTConfig:
         examples: conversations of the global batch. everyday: share of everyday turns; refusals: of harmful
             requests refused and harmless ones answered; tools: of sums worked out with the calculator; the rest are
             chains, or the conversations of `path`.
-        turns: share of the chains that stand in conversations of several, all in one style, so that examples in earlier
-            turns mean something. styles: in which chains are demonstrated, equally often. own: chains written by an earlier stage instead.
+        turns: share of the chains that stand in conversations of several, all in one style, so that examples in
+            earlier turns mean something.
+        styles: in which chains are demonstrated, equally often. own: chains written by an earlier stage instead.
         path: conversations of one's own, see conversations.py. learn: of them, all assistant turns or the last.
         conversations: distinct everyday conversations. micro_tokens: tokens per forward pass, about.
     """
