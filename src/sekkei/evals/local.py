@@ -26,7 +26,7 @@ from sekkei.engine.request import Completion, Request, Sampling
 from sekkei.llm.protocol import Call, Capabilities, LLMError, Message, Piece, Reply, Score, Usage, check
 from sekkei.llm.wire import split_thinking
 from sekkei.model.transformer import Transformer
-from sekkei.text.chat import encode_prompt
+from sekkei.text.chat import encode_prompt, parse_reply
 from sekkei.text.tokenizer import Tokenizer
 
 SCORED_AT_ONCE = 4096  # continuations handed to the engine together
@@ -186,6 +186,9 @@ class LocalBackend:
 
     def _reply(self, completion: Completion, prompt_tokens: int) -> Reply:
         text, thinking = split_thinking(completion.text or "", None)
+        if self.local.own is not None:  # its template leaves the space before an answer in place
+            parted = parse_reply(completion.text or "")
+            text, thinking = parted.content, parted.reasoning
         usage = Usage(prompt_tokens, len(completion.token_ids))
         return Reply(text=text, thinking=thinking, finish_reason=completion.finish_reason, usage=usage, model=self.name)
 
