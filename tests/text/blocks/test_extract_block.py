@@ -44,7 +44,7 @@ def test_a_page_does_not_depend_on_those_before() -> None:
 
 def test_nothing_found_is_a_ledger_row() -> None:
     function = Extract(extractor="trafilatura").build()
-    document, rows = function(Page("p", b"<html><body><nav>Home</nav></body></html>", True))
+    document, rows = function(Page("p", b"<html><body><script>run()</script></body></html>", True))
     assert document is None
     assert [row.rule for row in rows] == ["empty"]
 
