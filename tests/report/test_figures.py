@@ -9,7 +9,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 # Rows that the smallest run may lack: its few pages may all be kept, and it has no reward model.
 REWARD_MODEL = {f"<tuned>.{name}" for name in ("accuracy", "log_loss", "brier", "calibration_error")}
-MAY_BE_ABSENT = {"data.dropped.<rule>", "inference.<checkpoint>.budget.<tokens>.<what>", *REWARD_MODEL}
+UNASKED = {
+    "inference.<checkpoint>.budget.<tokens>.<what>",
+    "documents.<arm>.<what>",
+    "documents.<arm>.refused.<kind>",
+}
+MAY_BE_ABSENT = {"data.dropped.<rule>", *UNASKED, *REWARD_MODEL}
 
 
 def documented() -> list[str]:

@@ -85,6 +85,19 @@ def test_what_is_asked_at_inference_time(copy: Path, recipe: Path, call: Call) -
     assert "made to go on × 1" in (copy / "report.html").read_text()
 
 
+def test_a_model_is_asked_with_documents_and_without(copy: Path, call: Call) -> None:
+    asked = "documents={stage: sft, questions: 2, max_tokens: 12}"
+    code, shown = call("run", "smoke", asked, "--run-dir", copy, "--only", "documents")
+    assert code == 0, shown
+    figures = json.loads((copy / "results.json").read_text())["figures"]
+    assert {f"documents.{arm}.correct" for arm in ("alone", "retrieval", "limited")} <= figures.keys()
+    before = (copy / "documents" / "done.json").read_text()
+    assert call("run", "smoke", asked, "--run-dir", copy, "--only", "documents", "--force")[0] == 0
+    again = json.loads((copy / "documents" / "done.json").read_text())
+    assert again["figures"] == json.loads(before)["figures"]
+    assert call("run", "smoke", "documents={stage: stf}", "--run-dir", copy)[0] == 2
+
+
 def test_a_document_is_put_without_turns(copy: Path) -> None:
     made = {stage.name: stage for stage in stages_of(load("r1-zero"))}
     tokenizer = Tokenizer.load(copy / "tokenizer")

@@ -26,6 +26,7 @@ from sekkei.objectives.preference import DPOConfig, PairingConfig
 from sekkei.objectives.pretrain import PretrainConfig
 from sekkei.objectives.sft import SFTConfig
 from sekkei.parallel.layout import Layout
+from sekkei.recipes.documents import DocumentsConfig
 from sekkei.recipes.inference import InferenceConfig
 from sekkei.recipes.judge import JudgeConfig
 from sekkei.recipes.tune import BASE, ROLLOUTS, TuneConfig, check_line, main_line
@@ -33,7 +34,10 @@ from sekkei.text.tokenizer import TokenizerConfig
 
 MAX_EXTENDS = 8
 RESERVED = frozenset(
-    {"base", "data", "tokenizer", "tokens", "preferences", "sft", "dpo", "grpo", "agent", "judge", "study"}
+    {
+        *("base", "data", "tokenizer", "tokens", "preferences", "sft", "dpo", "grpo"),
+        *("agent", "documents", "inference", "judge"),
+    }
 )
 """Names of stages and figures that `tune` may not take."""
 
@@ -48,6 +52,7 @@ class Recipe:
         pretrain: stages in order, by name. sft, dpo, grpo: the main line. tune: further tuning stages, in order.
         preferences: pairs of the SFT model's own answers, made where a stage learns from them.
         inference: strategies at inference time, by the name of the stage whose model is asked. judge: the scorecard.
+        documents: questions on docstrings, with retrieval and without.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Recipe:
     grpo: GRPOConfig | None = None
     tune: dict[str, TuneConfig] = field(default_factory=dict)
     inference: dict[str, InferenceConfig] = field(default_factory=dict)
+    documents: DocumentsConfig | None = None
     judge: JudgeConfig | None = None
     eval: EvalConfig = field(default_factory=EvalConfig)
 
@@ -117,6 +123,8 @@ class Recipe:
         asked = {f"inference.{name}": (name, study.scored_by) for name, study in self.inference.items()}
         if self.judge is not None:
             asked |= {f"judge.stages.{name}": (name, self.judge.scored_by) for name in self.judge.stages}
+        if self.documents is not None:
+            asked["documents.stage"] = (self.documents.stage, None)
         for name, wanted in self.inference.items():
             if name in self.tune and self.form_of(name) != "chat" and wanted.study is not None:
                 raise ConfigError(f"inference.{name}.study", "asks in turns, this model was never shown any; set null")

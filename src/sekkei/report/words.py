@@ -87,6 +87,10 @@ def deed(run: RunFolder, stage: str) -> str:
         return _pretraining((run.recipe.get("pretrain") or {}).get(stage.removeprefix("pretrain.")) or {})
     if stage.startswith("inference."):
         return f"Asked the model of {stage.removeprefix('inference.')} with every strategy of prompting and search."
+    if stage == "documents":
+        return "Asked about docstrings, with documents at hand and without, some of them questions that have no answer."
+    if stage == "judge":
+        return "Filled the rubric's rows that a program can tell."
     if stage == "agent":
         return "Let the newest model work held-out sums with the calculator."
     return _tuning(kind_of(run.recipe, stage), settings_of(run.recipe, stage))

@@ -22,6 +22,7 @@ from sekkei.recipes.tune import BASE, ROLLOUTS
 from sekkei.report.page import closing_screen, render
 from sekkei.stages.agent import AgentStage
 from sekkei.stages.corpus import DataStage, TokenizerStage, TokensStage
+from sekkei.stages.documents import DocumentsStage
 from sekkei.stages.evaluate import BitsStage, EvaluateStage
 from sekkei.stages.inference import InferenceStage
 from sekkei.stages.judge import JudgeStage
@@ -70,6 +71,8 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     if any(stage.kind == "sft" and stage.config.tools for stage in recipe.tuning.values()) and line:
         stages.append(AgentStage(recipe, line[-1]))
     stages += [InferenceStage(recipe, name) for name in recipe.inference]
+    if recipe.documents is not None:
+        stages.append(DocumentsStage(recipe))
     if recipe.judge is not None:
         stages.append(JudgeStage(recipe))
     return stages
