@@ -113,11 +113,15 @@ class Pipelined:
     def clip(self, limit: float) -> float:
         """Scale gradients so that their common norm is at most `limit`; returns the norm before."""
         norm = self.grad_norm()
-        for stage in self.stages.values():
-            stage.widen()
+        self.widen()
         if norm > limit:
             scale_gradients(self.targets.values(), limit / (norm + 1e-6))
         return norm
+
+    def widen(self) -> None:
+        """Before the optimizer: targets have their gradients in their own dtype."""
+        for stage in self.stages.values():
+            stage.widen()
 
     def publish(self) -> None:
         """After the optimizer's step."""

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from sekkei.core.dist import broadcast_json
 from sekkei.core.errors import UserError
@@ -79,6 +80,10 @@ class PipelineStep:
         return self.rows.joined(_unstacked(given, wants))
 
     def backward(self, update: Update) -> Metrics:
+        return self._told_all(self.run(update))
+
+    def run(self, update: Update) -> Metrics:
+        """The schedule alone; the metrics are those of the last stage, and only where it is."""
         units = self.rows.units(update)
         batches = [self.rows.local(batch) for batch in update.micro_batches]
         laid = _same_rows(batches)
@@ -95,7 +100,7 @@ class PipelineStep:
         model = self.models[update.role]
         model.finish_micro_batch()
         model.finish_gradients()
-        return self._told_all(call.metrics())
+        return call.metrics()
 
     def _schedule(self, update: Update, laid: list[Batch]) -> tuple[Any, _LossCall]:
         rows, tokens = laid[0].ids.shape
@@ -166,7 +171,8 @@ class _LossCall:
         self.found: dict[int, Metrics] = {}
 
     def __call__(self, given: Tensor, numbers: Tensor) -> Tensor:
-        number, cp = int(numbers[0]), self.rows.mesh.layout.cp
+        number = 0 if isinstance(numbers, FakeTensor) else int(numbers[0])  # a dry run's micro-batches are all alike
+        cp = self.rows.mesh.layout.cp
         batch, loss = self.batches[number], self.update.loss
         out = _unstacked(given[: batch.ids.shape[0]], loss.wants)
         terms, metrics = loss.terms(out, batch, self.rows.ops)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from sekkei.data.batch import Batch
 from sekkei.model.attention import DenseAttend
@@ -101,7 +102,8 @@ class ShardedStep:
         if self.mesh.layout.cp == 1:
             return DenseAttend(segments)
         kind = RingAttend if self.mesh.layout.context == "ring" else AllGatherAttend
-        return kind(segments, self.mesh.cp)
+        known = None if isinstance(segments, FakeTensor) else segments  # a dry run's rows: one document each
+        return kind(known, self.mesh.cp)
 
     def _forward(self, role: str, batch: Batch, wants: frozenset[str], temperature: float) -> Output:
         model = self.models[role].model
