@@ -112,7 +112,10 @@ def test_an_own_file_extends_relatively(tmp_path: Path, monkeypatch: pytest.Monk
         ),
         ("tune.a={start: sft, scored_by: b, ppo: {steps: 1, reward_model: 1}}", "tune.a.scored_by: got 'b'; stages of"),
         ("tune.a={start: sft, scored_by: b, ppo: {steps: 1}}", "tune.a.ppo.reward_model: is 0, but scored_by=b"),
-        ("tune.a={start: sft, verifier: 0, grpo: {steps: 1}}", "tune.a.verifier: got 0, and grpo.reward_model is 0"),
+        ("tune.a={start: sft, rewards: {verifier: 0}, grpo: {steps: 1}}", "tune.a.rewards.verifier: got 0, and grpo."),
+        ("tune.a={start: sft, rewards: {length: 1}, grpo: {steps: 1, max_tokens: 64}}", "free_tokens: got 64, must be"),
+        ("tune.a={start: sft, path: x, grpo: {steps: 1, tool: calculator}}", "tune.a.grpo.tool: calculator asks"),
+        ("tune.a={start: sft, path: x, kto: {steps: 1}}", "tune.a.path: kto samples no answers"),
         ("tune.a={start: sft, form: document, kto: {steps: 1}}", "tune.a.form: kto samples no answers"),
         ("tune.a={start: base, sft: {steps: 1, own: {stage: b}}}", "tune.a.sft.own.stage: got 'b', must be an earlier"),
         ("tune.a={start: sft, ppo: {steps: 1, max_tokens: 600}}", "tune.a.ppo.max_tokens: 600 leaves no room"),
@@ -173,4 +176,4 @@ def test_the_main_line_and_what_is_tuned_beside_it() -> None:
     assert recipe.stage_of("base") == "pretrain.long"
     assert recipe.key_of("ppo-0") == "tune.ppo-0.ppo"
     assert [load(name).form_of(stage) for name, stage in (("r1-zero", "zero"), ("r1", "rl-2"))] == ["document", "chat"]
-    assert not load("r1").inference, "null takes away what the base recipe has"
+    assert list(load("r1").inference) == ["rl-2"], "null takes away what the base recipe has"

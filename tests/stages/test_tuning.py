@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from sekkei.engine.request import Completion
 from sekkei.llm.run_folder import choose_stage
 from sekkei.model.lora import load_lora, merge_lora
 from sekkei.recipes.recipe import load
-from sekkei.stages.life import stages_of
 from sekkei.stages.model_artifact import load_model
+from sekkei.stages.problems import asker
 from sekkei.text.tokenizer import Tokenizer
 
 Call = Callable[..., tuple[int, str]]
@@ -99,13 +100,62 @@ def test_a_model_is_asked_with_documents_and_without(copy: Path, call: Call) -> 
 
 
 def test_a_document_is_put_without_turns(copy: Path) -> None:
-    made = {stage.name: stage for stage in stages_of(load("r1-zero"))}
     tokenizer = Tokenizer.load(copy / "tokenizer")
-    prompt = made["zero"].prompt(0, tokenizer)  # type: ignore[attr-defined]
-    text = tokenizer.decode(prompt.ids)
+    text = tokenizer.decode(asker(load("r1-zero"), "zero", tokenizer)(0).ids)
     assert text.startswith("<|bos|>start at ")
     assert text.endswith("\n<think>")
     assert "<|user|>" not in text
+
+
+def completion(tokenizer: Tokenizer, text: str, ended: bool = True) -> Completion:
+    ids = (*tokenizer.encode_trusted(text), *([tokenizer.end_id] if ended else []))
+    return Completion(
+        token_ids=ids, logprobs=(0.0,) * len(ids), finish_reason="stop" if ended else "length", weights_hash="", seed=0
+    )
+
+
+def test_problems_of_ones_own_are_judged(copy: Path, tmp_path: Path, call: Call) -> None:
+    problems = [
+        {"question": "What is a half of 3?", "answer": "3 / 2 = 1.5\n#### 1.5"},
+        {"question": "Write f that doubles.", "tests": "assert f(2) == 4"},
+    ]
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+    own = (
+        f"tune.mine={{start: sft, path: {path}, rewards: {{format: 0.5, length: 0.25, free_tokens: 4}}, "
+        "grpo: {steps: 1, prompts: 4, samples: 2, max_tokens: 24}}"
+    )
+    tokenizer = Tokenizer.load(copy / "tokenizer")
+    ask = asker(load("smoke", [own]), "mine", tokenizer)
+    assert sorted(ask(i).ids for i in (0, 1)) == sorted(ask(i).ids for i in (2, 3)), "each once per pass"
+    by_text = {tokenizer.decode(ask(i).ids): ask(i).judge for i in (0, 1)}
+    half, code = (next(judge for text, judge in by_text.items() if word in text) for word in ("half", "doubles"))
+    good = half(completion(tokenizer, "<think>so</think>\n#### 3/2"))
+    assert (good["rewards/right"], good["rewards/format"]) == (1.0, 1.0)
+    assert good["reward"] == pytest.approx(1.5 + 0.25 * good["rewards/length"])
+    assert half(completion(tokenizer, "#### 1.5", ended=False))["rewards/right"] == 0.0
+    assert half(completion(tokenizer, "#### 2"))["reward"] <= 0.0
+    assert code(completion(tokenizer, "```python\ndef f(x):\n    return 2 * x\n```"))["rewards/right"] == 1.0
+    assert code(completion(tokenizer, "```python\ndef f(x):\n    return x\n```"))["rewards/right"] == 0.0
+    code_of, shown = call("run", "smoke", own, "--run-dir", copy, "--only", "mine")
+    assert code_of == 0, shown
+    path.write_text('{"question": "What?", "answer": "many"}\n')
+    code_of, shown = call("run", "smoke", own, "--run-dir", copy, "--only", "mine")
+    assert code_of == 2
+    assert "problems.jsonl line 1: the answer does not end with #### and a value" in shown
+
+
+def test_the_calculator_and_rollouts_ahead_run_in_a_recipe(copy: Path, call: Call) -> None:
+    settings = "steps: 2, prompts: 4, samples: 2, max_tokens: 24"
+    own = (
+        f"tune.sums={{start: sft, grpo: {{{settings}, tool: calculator}}}}",
+        f"tune.ahead={{start: sft, grpo: {{{settings}, off_by: 1, correction: token_truncate}}}}",
+    )
+    for only in ("sums", "ahead"):
+        code, shown = call("run", "smoke", *own, "--run-dir", copy, "--only", only)
+        assert code == 0, shown
+    steps = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    assert [s["staleness"] for s in steps if s["stage"] == "ahead" and "staleness" in s][-1] == 1.0
 
 
 def test_a_model_without_right_answers_teaches_nothing(copy: Path, recipe: Path, call: Call) -> None:

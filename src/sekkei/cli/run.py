@@ -73,6 +73,10 @@ def _launch(recipe: Recipe, nproc: int, restarts: int) -> int:
     from sekkei.core.errors import UserError
 
     recipe.layout.check(recipe.model, nproc)
+    if recipe.layout.compile:
+        from sekkei.parallel.compiled import check_compiler
+
+        check_compiler()
     if hardware.best_device().type == "cuda":
         import torch
 

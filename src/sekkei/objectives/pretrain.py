@@ -17,6 +17,7 @@ from torch import Tensor
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.data.batch import Batch
 from sekkei.data.loader import MixtureLoader, check_mixture
+from sekkei.data.sampling import SamplingConfig
 from sekkei.model.output import Output
 from sekkei.parallel.ops import Ops
 from sekkei.train.loop import LoopConfig
@@ -32,6 +33,7 @@ class PretrainConfig:
         steps: optimizer steps. context: tokens per row. rows: rows of the global batch. micro_rows: rows per
             forward pass. mixture: domain -> share of rows. opening: the same for the first `opening_steps`
             (for all where the stage is shorter).
+            sampling: how often documents are read: caps on passes per source, long documents more often.
             rope_factor: rescales positions from this stage on, for a context longer than the one before: slow
             rotations are divided by it, fast ones, which tell neighbours apart, stay (`llama3` in model/config.py).
             eval_every: steps between two measures of held-out bits per byte, which choose the best checkpoint where
@@ -44,6 +46,7 @@ class PretrainConfig:
     mixture: dict[str, float]
     opening: dict[str, float] = field(default_factory=dict)
     opening_steps: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     micro_rows: int = 16
     rope_factor: float = 1.0
     eval_every: int = 100
@@ -120,9 +123,13 @@ class Pretrain:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"next_row": self.next_row, "rows_per_step": self.rows_per_step, "context": self.loader.context}
+        return {
+            "rows_per_step": self.rows_per_step,
+            "context": self.loader.context,
+            "loader": self.loader.state(self.next_row),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if (state["rows_per_step"], state["context"]) != (self.rows_per_step, self.loader.context):
             raise UserError(f"the checkpoint read rows as {dict(state)}; they cannot change within a stage")
-        self.next_row = state["next_row"]
+        self.next_row = self.loader.resume(state["loader"])

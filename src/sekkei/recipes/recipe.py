@@ -17,7 +17,7 @@ from typing import Any, Literal
 from sekkei.core import config as loader
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.core.stage_names import PAIRED
-from sekkei.data.corpus import DOMAINS, DataConfig
+from sekkei.data.corpus import DataConfig
 from sekkei.data.tasks.chain import Form
 from sekkei.evals.config import EvalConfig
 from sekkei.model.config import ModelConfig
@@ -89,9 +89,9 @@ class Recipe:
                 )
             for key in ("mixture", "opening"):
                 for domain in getattr(config, key):
-                    if domain not in DOMAINS:
+                    if domain not in self.data.domains:
                         raise ConfigError(
-                            f"pretrain.{stage}.{key}.{domain}", f"no such domain; known: {', '.join(DOMAINS)}"
+                            f"pretrain.{stage}.{key}.{domain}", f"no such domain; known: {', '.join(self.data.domains)}"
                         )
         self._check_tuning()
         if self.model.vocab_size not in (0, self.tokenizer.vocab_size):

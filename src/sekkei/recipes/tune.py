@@ -11,7 +11,7 @@ same experiment with two seeds. Not handled here: how a stage works (stages/).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sekkei.core.errors import ConfigError
@@ -31,6 +31,26 @@ ROLLOUTS = frozenset({"online_dpo", "ppo", "grpo"})
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardWeights:
+    """What an answer's reward is made of, beside a reward model's score (reward_model, of the kind).
+
+    Args:
+        verifier: weight of 1 for a right answer, else 0. format: of 1 for a closed think block and an answer, else 0.
+        length: of 0 up to `free_tokens`, from there down to -1 at max_tokens.
+    """
+
+    verifier: float = 1.0
+    format: float = 0.0
+    length: float = 0.0
+    free_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        for key in ("verifier", "format", "length", "free_tokens"):
+            if getattr(self, key) < 0:
+                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuneConfig:
     """One tuning stage; exactly one of the kinds is given.
 
@@ -39,14 +59,16 @@ class TuneConfig:
         form: how problems are put to the model: as turns of a chat, or as the beginning of a document of
             pretraining, which a base model goes on with (R1-Zero).
         scored_by: the stage whose reward model scores answers, where the kind's reward_model is not 0.
-        verifier: weight of the verifier's 1 or 0 in the reward.
+        rewards: what answers are rewarded for.
+        path: problems of one's own in place of chains (stages/problems.py).
         lora: train an adapter alone; it is kept beside the model, which holds it folded in.
     """
 
     start: str
     form: Form = "chat"
     scored_by: str | None = None
-    verifier: float = 1.0
+    rewards: RewardWeights = field(default_factory=RewardWeights)
+    path: str | None = None
     lora: LoRAConfig | None = None
     sft: SFTConfig | None = None
     reward: RewardConfig | None = None
@@ -67,10 +89,30 @@ class TuneConfig:
             raise ConfigError("scored_by", f"{self.kind}.reward_model={scores} needs a stage of kind reward; name it")
         if self.scored_by is not None and not scores:
             raise ConfigError(f"{self.kind}.reward_model", f"is 0, but scored_by={self.scored_by}: set one of the two")
-        if self.kind not in ROLLOUTS and (self.form != "chat" or self.verifier != 1):
-            raise ConfigError("form" if self.form != "chat" else "verifier", f"{self.kind} samples no answers")
-        if self.kind in ROLLOUTS and not self.verifier and not scores:
-            raise ConfigError("verifier", f"got 0, and {self.kind}.reward_model is 0: nothing is left to optimise")
+        self._check_answers(scores)
+
+    def _check_answers(self, scores: float) -> None:
+        """What only stages that sample answers may set, and what they may not set together."""
+        if self.kind not in ROLLOUTS:
+            for key, here in (("form", self.form != "chat"), ("rewards", self.rewards != RewardWeights()),
+                              ("path", self.path is not None)):  # fmt: skip
+                if here:
+                    raise ConfigError(key, f"{self.kind} samples no answers")
+            return
+        if not self.rewards.verifier and not scores:
+            raise ConfigError(
+                "rewards.verifier", f"got 0, and {self.kind}.reward_model is 0: nothing says what is right"
+            )
+        if self.rewards.length and self.rewards.free_tokens >= self.config.max_tokens:
+            most = f"{self.kind}.max_tokens={self.config.max_tokens}"
+            raise ConfigError("rewards.free_tokens", f"got {self.rewards.free_tokens}, must be below {most}")
+        tool = getattr(self.config, "tool", "none")
+        if tool != "none" and (self.path is not None or self.form != "chat" or self.rewards != RewardWeights()):
+            raise ConfigError(
+                f"{self.kind}.tool", f"{tool} asks its own sums in turns: leave out path, form and rewards"
+            )
+        if self.path is not None and self.form != "chat":
+            raise ConfigError("form", "problems of one's own are put as turns of a chat")
 
     @property
     def kind(self) -> str:

@@ -10,19 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sekkei.core import atomic
 from sekkei.core import config as loader
+from sekkei.core.errors import UserError
 from sekkei.data import corpus, pages
 from sekkei.data.code import docstring_facts, read_code
 from sekkei.data.recitals import recitals
-from sekkei.data.shards import write_shards
+from sekkei.data.shards import Writer
 from sekkei.data.tasks import chain
 from sekkei.recipes.recipe import Recipe
 from sekkei.stages.run import Figures, Run, versions
@@ -31,6 +33,7 @@ from sekkei.text.document import Document, read_documents, write_documents, writ
 from sekkei.text.tokenizer import Tokenizer, train_tokenizer
 
 FACTS = "facts.json"
+SOURCES = "sources.json"  # digest of every folder of the user's own: what reads them again depends on it
 DOCUMENTS_PER_BATCH = 256
 TOKENIZER_SHARES = {"docs": 0.45, "code": 0.25, "math": 0.1, "patterns": 0.05, "chains": 0.15}
 """Of `tokenizer.train_bytes`: enough chains that their numbers and words become single tokens."""
@@ -49,13 +52,19 @@ class DataStage:
     @property
     def config(self) -> Any:
         made_with = {**versions(), **{name: version(name) for name in ("py3langid", "numpy", "torch")}}
-        return {"data": loader.to_mapping(self.recipe.data), "pages": self._own_pages, "made_with": made_with}
+        own = {"sources": self._sources} if self._sources else {}
+        return {"data": loader.to_mapping(self.recipe.data), "pages": self._own_pages, "made_with": made_with, **own}
 
     @cached_property
     def _own_pages(self) -> str | None:
         """Digest of the user's own pages, read once in a run."""
         own = self.recipe.data.pages.path
         return pages_digest(Path(own)) if own else None
+
+    @cached_property
+    def _sources(self) -> dict[str, str]:
+        """Digest of every source of the user's own."""
+        return {name: source.digest() for name, source in self.recipe.data.sources.items()}
 
     def run(self, run: Run, out: Path) -> Figures:
         config = self.recipe.data
@@ -71,6 +80,8 @@ class DataStage:
         for name, documents in domains.items():
             write_documents(out / f"{name}.parquet", documents)
         write_ledger(out / "ledger.parquet", ledger)
+        if self._sources:
+            atomic.write_json(out / SOURCES, self._sources)
         facts = docstring_facts(config.facts)
         atomic.write_json(out / FACTS, facts)
         figures: Figures = {"data.pages": len(kept) + len(ledger), "data.kept": len(kept)}
@@ -127,10 +138,14 @@ class TokenizerStage:
         return {"tokenizer.vocab_size": tokenizer.vocab_size}
 
     def _texts(self, data: Path) -> Iterator[str]:
-        for name, share in TOKENIZER_SHARES.items():
-            train, _ = corpus.split_documents(
-                read_documents(data / f"{name}.parquet"), self.recipe.data.heldout_percent
-            )
+        config = self.recipe.data
+        shares = {**TOKENIZER_SHARES, **{name: source.tokenizer_share for name, source in config.sources.items()}}
+        for name, share in shares.items():
+            train: Iterable[Document]
+            if name in config.sources:
+                train = corpus.stream_side(config.sources[name].documents(), config.heldout_percent, held=False)
+            else:
+                train, _ = corpus.split_documents(read_documents(data / f"{name}.parquet"), config.heldout_percent)
             budget = share * self.recipe.tokenizer.train_bytes
             for document in train:
                 if budget <= 0:
@@ -156,33 +171,55 @@ class TokensStage:
 
     def run(self, run: Run, out: Path) -> Figures:
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
-        shards: dict[str, list[list[int]]] = {}
-        texts: dict[str, int] = {}
-        with run.console.bar("tokens", len(corpus.DOMAINS)) as bar:
-            for number, name in enumerate(corpus.DOMAINS, start=1):
-                documents = read_documents(run.artifact("data") / f"{name}.parquet")
-                sides = corpus.split_documents(documents, self.recipe.data.heldout_percent)
-                for split, side in zip(("train", "heldout"), sides, strict=True):
-                    shards[f"{name}.{split}"] = encode_documents(tokenizer, side, name in corpus.TRUSTED)
-                    texts[f"{name}.{split}"] = sum(len(document.text.encode()) for document in side)
+        config = self.recipe.data
+        ratio: Figures = {}
+        with run.console.bar("tokens", len(config.domains)) as bar, atomic.new_folder(out / "shards") as folder:
+            writer = Writer(folder, tokenizer.vocab_size)
+            for number, name in enumerate(config.domains, start=1):
+                for split, side in self._sides(run.artifact("data"), name).items():
+                    size = Size()
+                    trusted = name in corpus.TRUSTED
+                    writer.write(f"{name}.{split}", encode_documents(tokenizer, size.of(side), trusted))
+                    tokens = writer.tokens[f"{name}.{split}"] - 2 * size.documents
+                    if tokens < 1:
+                        raise UserError(f"data.sources.{name}: no document is left for {split}: it needs more of them")
+                    ratio[f"tokenizer.bytes_per_token.{name}"] = size.bytes / tokens  # held out comes last
                 bar.update(number, name)
-        with atomic.new_folder(out / "shards") as folder:
-            tokens = write_shards(folder, shards, tokenizer.vocab_size)
-        figures: Figures = {f"tokens.{name}": count for name, count in tokens.items() if name.endswith(".train")}
-        for name in corpus.DOMAINS:
-            held = f"{name}.heldout"
-            figures[f"tokenizer.bytes_per_token.{name}"] = texts[held] / max(1, tokens[held] - 2 * len(shards[held]))
-        return figures
+            writer.close()
+        counts = {f"tokens.{name}": count for name, count in writer.tokens.items() if name.endswith(".train")}
+        return {**counts, **ratio}
+
+    def _sides(self, data: Path, name: str) -> dict[str, Iterable[Document]]:
+        """Documents of both sides of a domain; a source's are streamed."""
+        percent = self.recipe.data.heldout_percent
+        source = self.recipe.data.sources.get(name)
+        if source is None:
+            train, held = corpus.split_documents(read_documents(data / f"{name}.parquet"), percent)
+            return {"train": train, "heldout": held}
+        return {
+            split: corpus.stream_side(source.documents(), percent, split == "heldout") for split in ("train", "heldout")
+        }
 
 
-def encode_documents(tokenizer: Tokenizer, documents: Sequence[Document], trusted: bool) -> list[list[int]]:
+class Size:
+    """Counts documents and bytes of text that pass by."""
+
+    def __init__(self) -> None:
+        self.documents = self.bytes = 0
+
+    def of(self, documents: Iterable[Document]) -> Iterator[Document]:
+        for document in documents:
+            self.documents += 1
+            self.bytes += len(document.text.encode())
+            yield document
+
+
+def encode_documents(tokenizer: Tokenizer, documents: Iterable[Document], trusted: bool) -> Iterator[list[int]]:
     """Ids of documents with their first and last token; special tokens in untrusted text stay text."""
-    encoded = []
-    for start in range(0, len(documents), DOCUMENTS_PER_BATCH):
-        texts = [document.text for document in documents[start : start + DOCUMENTS_PER_BATCH]]
+    source = iter(documents)
+    while texts := [document.text for document in islice(source, DOCUMENTS_PER_BATCH)]:
         for ids in tokenizer.encode_many(texts, trusted):
-            encoded.append([tokenizer.bos_id, *ids, tokenizer.end_id])
-    return encoded
+            yield [tokenizer.bos_id, *ids, tokenizer.end_id]
 
 
 def splits_of(shards: Mapping[str, Any], split: str) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sekkei.core import config as configs
 from sekkei.core.seed import derive_seed
 from sekkei.data.loader import MixtureLoader
+from sekkei.data.sampling import SamplingConfig
 from sekkei.data.shards import open_shards
 from sekkei.evals.bits import domain_bits
 from sekkei.model.config import RopeScaling
@@ -77,7 +79,10 @@ class PretrainStage:
         watched = {"quick_tokens": self.recipe.eval.quick_tokens, "samples_every": self.recipe.eval.samples_every}
         model = self.recipe.model if self.before is None else None
         order = [list(part) for part in (self.stage.mixture, self.stage.opening)]  # decides which row is whose
-        return {"stage": self.stage, "order": order, "model": model, "rescaled": self.rescaled, "eval": watched}
+        stage = configs.to_mapping(self.stage)
+        if self.stage.sampling == SamplingConfig():
+            del stage["sampling"]  # nothing was chosen: what was made before there was a choice stays whole
+        return {"stage": stage, "order": order, "model": model, "rescaled": self.rescaled, "eval": watched}
 
     def run(self, run: Run, out: Path) -> Figures:
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
@@ -93,6 +98,7 @@ class PretrainStage:
             key=f"{self.name}.mixture",
             opening=stage.opening,
             opening_rows=min(stage.opening_steps, stage.steps) * stage.rows,
+            sampling=stage.sampling,
         )
         model = self._model(run, tokenizer)
         domain = max(stage.mixture, key=lambda name: stage.mixture[name])

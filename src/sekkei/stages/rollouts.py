@@ -1,37 +1,35 @@
 """Stages that learn from the model's own answers of the moment: GRPO, PPO and online DPO.
 
-    reward = verifier · (1 if the answer is right, else 0) + reward_model · the reward model's score
+    reward = Σ weight · what the recipe weighs (problems.py) + reward_model · the reward model's score
 
-Only the outcome is judged, nothing about how it came about. PPO brings a critic, which begins as the reward model
-where there is one, else as the policy (Ouyang et al. 2022); with `critic: shared` it is a head of the policy, which
-is taken off again when the model is saved.
+By default only the outcome is judged, nothing about how it came about. PPO brings a critic, which begins as the reward
+model where there is one, else as the policy (Ouyang et al. 2022); with `critic: shared` it is a head of the policy,
+which is taken off again when the model is saved.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sekkei.core.seed import derive_seed
-from sekkei.data.tasks import chain
-from sekkei.engine.request import Completion
-from sekkei.evals.reasoning import answer_text, question_ids
 from sekkei.model.heads import with_heads
 from sekkei.model.transformer import Transformer
+from sekkei.objectives.ahead import OwnCopy
 from sekkei.objectives.grpo import GRPO
 from sekkei.objectives.online_dpo import OnlineDPO
 from sekkei.objectives.ppo import PPO
-from sekkei.objectives.rollout import Group, Prompt
+from sekkei.objectives.rollout import Group
+from sekkei.objectives.tool_use import CalculatorTool
 from sekkei.recipes.recipe import Recipe
 from sekkei.recipes.tune import TuneConfig
 from sekkei.stages.model_artifact import load_model, save_trained
+from sekkei.stages.problems import asker
 from sekkei.stages.run import Figures, Run
-from sekkei.stages.sft import SAMPLE_TURNS
-from sekkei.stages.training import Training, sample_hook
-from sekkei.text.chat import encode_prompt, parse_reply
+from sekkei.stages.sft import SAMPLE_TURNS, own_file
+from sekkei.stages.training import Training, autocast_dtype, sample_hook
+from sekkei.text.chat import encode_prompt
 from sekkei.text.tokenizer import Tokenizer
 
 CONTEXT = 256  # tokens per row, for the FLOPs shown
@@ -65,14 +63,17 @@ class RolloutStage:
     def config(self) -> Any:
         tune = self.tune
         watched = {"samples_every": self.recipe.eval.samples_every}
-        asked = {"form": tune.form, "verifier": tune.verifier, "chain": self.recipe.data.chain}
+        tasks = {"chain": self.recipe.data.chain, "calculator": self.recipe.data.calculator}
+        asked = {"form": tune.form, "rewards": tune.rewards, "file": own_file(tune.path), **tasks}
         return {tune.kind: tune.config, **asked, "lora": tune.lora, "eval": watched}
 
     def run(self, run: Run, out: Path) -> Figures:
         config, kind = self.tune.config, self.tune.kind
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
         training = self._training(run)
-        objective = OBJECTIVES[kind](lambda index: self.prompt(index, tokenizer), config, (tokenizer.end_id,))
+        tools = [CalculatorTool(tokenizer, config.max_calls)] if getattr(config, "tool", "none") != "none" else []
+        problems = asker(self.recipe, self.name, tokenizer)
+        objective = OBJECTIVES[kind](problems, config, (tokenizer.end_id,), *tools)
         every = min(run.recipe.eval.samples_every, max(1, config.steps // 4))
 
         def rollout_hook(done: int) -> Mapping[str, float]:
@@ -100,21 +101,11 @@ class RolloutStage:
             critic = with_heads(others.get("reward", policy), ("value",))
         elif self.tune.kind == "ppo":
             policy = with_heads(policy, ("lm", "value"))
-        return Training(run, self.name, policy, config.loop, CONTEXT, others, critic, self.tune.lora)
-
-    def prompt(self, index: int, tokenizer: Tokenizer) -> Prompt:
-        """Problem number `index` of the training side, with its judge."""
-        chains, form, verifier = self.recipe.data.chain, self.tune.form, self.tune.verifier
-        rng = random.Random(derive_seed(self.name, self.recipe.seed, index))
-        problem = chain.sample_problem(rng, rng.choice(chains.train_operations), "train", chains)
-
-        def judge(completion: Completion) -> Mapping[str, float]:
-            text = answer_text(tokenizer, completion, form)
-            right = float(completion.finish_reason == "stop" and chain.verify(problem, text))
-            steps = chain.count_steps(parse_reply(text).reasoning or "")
-            return {"reward": verifier * right, "right": right, "steps_written": steps}
-
-        return Prompt(question_ids(tokenizer, problem, form), judge)
+        training = Training(run, self.name, policy, config.loop, CONTEXT, others, critic, self.tune.lora)
+        if getattr(config, "off_by", 0):
+            trained = training.placed.get("policy", policy)
+            training.ctx.generate = OwnCopy(trained, run.device, autocast_dtype(config.loop, run.device))
+        return training
 
 
 def rollout_table(groups: list[Group], tokenizer: Tokenizer) -> list[dict[str, Any]]:
