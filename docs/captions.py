@@ -41,11 +41,12 @@ def captions() -> str:
 def figures() -> str:
     """Two small tables of what `sekkei run laptop` measured."""
     run = json.loads((ROOT / "docs" / "results" / "laptop.json").read_text(encoding="utf-8"))
-    found = run["figures"]
+    found, machine = run["figures"], run["machine"]
     lines = [
         "What `sekkei run laptop` measured on its own held-out data ("
         f"seed {run['seed']}, torch "
-        f"{run['versions']['torch']}, two cores, {found['run.seconds'] / 60:.0f} minutes, "
+        f"{run['versions']['torch']}, {machine['cores']} cores in {machine['fast_dtype']}, "
+        f"{found['run.seconds'] / 60:.0f} minutes, "
         f"{found['run.peak_gib']:.1f} GiB; all figures in "
         "[docs/results/laptop.json](docs/results/laptop.json)):",
         "",
@@ -69,6 +70,12 @@ def figures() -> str:
         lines.append(f"| `{label}` | " + " | ".join(values) + " |")
     silent = found["reasoning.grpo.no_thinking.pass1_greedy"]
     lines.append(f"| `grpo`, thinking switched off | {silent:.0%} | | | | 0 | |")
+    sums = {name: found[f"agent.calculator.{name}"] for name in ("success", "without")}
+    lines += [
+        "",
+        f"Held-out sums of up to six digits: {sums['success']:.0%} right with the calculator, {sums['without']:.0%} "
+        "without it.",
+    ]
     return "\n".join(lines) + "\n"
 
 
