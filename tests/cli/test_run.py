@@ -70,14 +70,14 @@ def test_an_own_file_works_like_a_shipped_name(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["smokey"], "smokey: no such recipe; shipped: laptop, smoke; a file's name ends in .yaml"),
+        (["smokey"], "smokey: no such recipe; shipped: laptop, laptop-study, r1, r1-zero, smoke; a file's name"),
         (["mine.yaml"], "mine.yaml: no such recipe file; give a path, or a shipped name"),
         (["smoke", "modle.x=1"], "modle: unknown key; did you mean 'model'?"),
         (["smoke", "model.num_layers=two"], "model.num_layers: expected int, got str 'two'"),
         (["smoke", "pretrain.genral.steps=5"], "pretrain.genral: no such stage; did you mean 'general'?"),
         (["smoke", "model.num_kv_heads=3"], "num_kv_heads"),
         (["smoke", "tokenizer.vocab_size=200"], "tokenizer.vocab_size: "),
-        (["smoke", "grpo.reward_model=1.0"], "grpo.reward_model: no stage of a recipe trains a reward model"),
+        (["smoke", "grpo.reward_model=1.0"], "grpo.reward_model: the main line trains no reward model"),
         (["smoke", "layout.tp=2"], "layout.tp: tp=2 must divide model.num_kv_heads=1"),
         (["smoke", "seed"], "seed: an override is written key=value"),
         (["smoke", "--untill", "sft"], "--until"),

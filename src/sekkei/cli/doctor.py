@@ -27,6 +27,7 @@ EXTRAS = (
     ("data", "sekkei data: WARC, mending encodings", ("fastwarc", "ftfy", "trafilatura", "zstandard")),
     ("llm", "models behind an HTTP endpoint", ("httpx",)),
     ("hub", "data sets of the Hugging Face hub", ("datasets",)),
+    ("scale", "cleaning as jobs of Slurm or Ray", ("datatrove", "ray")),
     ("rag", "sekkei rag, ask", ("lancedb", "httpx", "pypdf", "nbformat")),
     ("qdrant", "an index in Qdrant", ("qdrant_client",)),
     ("agent", "sekkei agent", ("mcp", "jsonschema", "httpx")),

@@ -83,7 +83,10 @@ def _mirror(config: type, known: dict[type, type[BaseModel]], **more: Any) -> ty
     fields: dict[str, Any] = dict(more)
     for field in dataclasses.fields(config):
         default = None if field.default is dataclasses.MISSING else field.default
-        fields[field.name] = (_kind(hints[field.name], known), _optional(default, said.get(field.name)))
+        kind = _kind(hints[field.name], known)
+        if typing.get_origin(kind) is dict:  # null takes away what the recipe that is extended has
+            kind = dict[str, typing.Optional[typing.get_args(kind)[1]]]  # type: ignore[misc]  # noqa: UP045
+        fields[field.name] = (kind, _optional(default, said.get(field.name)))
     model: type[BaseModel] = create_model(
         config.__name__,
         __config__=ConfigDict(extra="forbid", protected_namespaces=()),

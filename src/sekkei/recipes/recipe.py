@@ -33,10 +33,11 @@ from sekkei.recipes.tune import BASE, ROLLOUTS, TuneConfig, check_line, main_lin
 from sekkei.text.tokenizer import TokenizerConfig
 
 MAX_EXTENDS = 8
+LAST = "last"
 RESERVED = frozenset(
     {
         *("base", "data", "tokenizer", "tokens", "preferences", "sft", "dpo", "grpo"),
-        *("agent", "documents", "inference", "judge"),
+        *("agent", "documents", "inference", "judge", "last"),
     }
 )
 """Names of stages and figures that `tune` may not take."""
@@ -51,7 +52,8 @@ class Recipe:
         layout: how training is spread over processes.
         pretrain: stages in order, by name. sft, dpo, grpo: the main line. tune: further tuning stages, in order.
         preferences: pairs of the SFT model's own answers, made where a stage learns from them.
-        inference: strategies at inference time, by the name of the stage whose model is asked. judge: the scorecard.
+        inference: strategies at inference time, by the stage whose model is asked; `last`: that of the main line.
+        judge: the scorecard.
         documents: questions on docstrings, with retrieval and without.
     """
 
@@ -120,16 +122,16 @@ class Recipe:
         check_line(self.tuning, frozenset(self.tune), list(self.pretrain))
         rewards = [name for name, stage in self.tuning.items() if stage.kind == "reward"]
         answering = [name for name in self.tuning if name not in rewards]
-        asked = {f"inference.{name}": (name, study.scored_by) for name, study in self.inference.items()}
+        asked = {f"inference.{name}": (self.asked(name), study.scored_by) for name, study in self.inference.items()}
         if self.judge is not None:
-            asked |= {f"judge.stages.{name}": (name, self.judge.scored_by) for name in self.judge.stages}
+            asked |= {f"judge.stages.{name}": (self.asked(name), self.judge.scored_by) for name in self.judge.stages}
         if self.documents is not None:
-            asked["documents.stage"] = (self.documents.stage, None)
+            asked["documents.stage"] = (self.asked(self.documents.stage), None)
         for name, wanted in self.inference.items():
             if name in self.tune and self.form_of(name) != "chat" and wanted.study is not None:
                 raise ConfigError(f"inference.{name}.study", "asks in turns, this model was never shown any; set null")
         for key, (name, scored_by) in asked.items():
-            if name not in answering:
+            if name is not None and name not in answering:
                 raise ConfigError(key, f"no such stage with a model: {', '.join(answering) or 'none'}")
             if scored_by not in (None, *rewards):
                 known = ", ".join(rewards) or "none"
@@ -144,6 +146,11 @@ class Recipe:
     def makes_pairs(self) -> bool:
         """Whether a stage learns from preference pairs."""
         return any(stage.kind in PAIRED for stage in self.tuning.values())
+
+    def asked(self, name: str) -> str | None:
+        """The stage that `last` (of the main line), or a stage's own name, means; None: there is no main line."""
+        line = [stage for stage in self.tuning if stage not in self.tune]
+        return (line[-1] if line else None) if name == LAST else name
 
     def stage_of(self, start: str) -> str:
         """The stage that `base`, or a stage's own name, means."""

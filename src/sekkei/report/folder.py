@@ -154,7 +154,7 @@ class RunFolder:
         return [(name, json.loads(path.read_text(encoding="utf-8"))) for name, path in self._of_studies(file)]
 
     def _of_studies(self, file: str) -> list[tuple[str, Path]]:
-        asked = [name for name in (self.recipe.get("inference") or {}) if f"inference.{name}" in self.done]
+        asked = [name.removeprefix("inference.") for name in self.done if name.startswith("inference.")]
         paths = [(name, self.path / f"inference.{name}" / file) for name in asked]
         return [(name, path) for name, path in paths if path.is_file()]
 

@@ -40,16 +40,22 @@ class DocumentsStage:
         return self.recipe.documents
 
     @property
+    def stage(self) -> str:
+        asked = self.recipe.asked(self.asked.stage)
+        assert asked is not None
+        return asked
+
+    @property
     def reads(self) -> tuple[str, ...]:
-        return ("data", "tokenizer", self.asked.stage)
+        return ("data", "tokenizer", self.stage)
 
     @property
     def config(self) -> Any:
         return self.asked
 
     def run(self, run: Run, out: Path) -> Figures:
-        model = load_model(run.artifact(self.asked.stage) / "model").to(run.device)
-        backend = EngineBackend(Engine(model), Tokenizer.load(run.artifact("tokenizer")), name=self.asked.stage)
+        model = load_model(run.artifact(self.stage) / "model").to(run.device)
+        backend = EngineBackend(Engine(model), Tokenizer.load(run.artifact("tokenizer")), name=self.stage)
         config = StudyConfig(plain=True, max_tokens=self.asked.max_tokens)
         count, seed = self.asked.questions, self.recipe.seed
         outcomes = docstring_study(LLM(backend), out / "rag", read_facts(run.artifact("data")), count, seed, config)

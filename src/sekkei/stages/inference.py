@@ -30,9 +30,10 @@ from sekkei.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class InferenceStage:
-    """The study of one stage's model."""
+    """The study of one stage's model. key: under `inference` in the recipe. asked: the stage that it means."""
 
     recipe: Recipe
+    key: str
     asked: str
     version: int = 1
     together: bool = False
@@ -43,7 +44,7 @@ class InferenceStage:
 
     @property
     def settings(self) -> InferenceConfig:
-        return self.recipe.inference[self.asked]
+        return self.recipe.inference[self.key]
 
     @property
     def reads(self) -> tuple[str, ...]:

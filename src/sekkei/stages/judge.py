@@ -44,20 +44,26 @@ class JudgeStage:
         return self.recipe.judge
 
     @property
+    def stages(self) -> list[str]:
+        """Whose models answer."""
+        named = (self.recipe.asked(name) for name in self.judge.stages)
+        return list(dict.fromkeys(name for name in named if name is not None))
+
+    @property
     def reads(self) -> tuple[str, ...]:
         scorer = () if self.judge.scored_by is None else (self.judge.scored_by,)
-        return ("data", "tokenizer", *self.judge.stages, *scorer)
+        return ("data", "tokenizer", *self.stages, *scorer)
 
     @property
     def config(self) -> Any:
-        return {"judge": self.judge, "chain": self.recipe.data.chain}
+        return {"judge": self.judge, "stages": self.stages, "chain": self.recipe.data.chain}
 
     def run(self, run: Run, out: Path) -> Figures:
         tokenizer, facts = Tokenizer.load(run.artifact("tokenizer")), read_facts(run.artifact("data"))
         questions = checked_questions(self.recipe.data.chain, facts, self.recipe.seed, self.judge.questions)
         files = []
-        with run.console.bar(self.name, len(self.judge.stages)) as bar:
-            for done, stage in enumerate(self.judge.stages, start=1):
+        with run.console.bar(self.name, len(self.stages)) as bar:
+            for done, stage in enumerate(self.stages, start=1):
                 model = load_model(run.artifact(stage) / "model").to(run.device)
                 backend = EngineBackend(Engine(model), tokenizer, name=stage)
                 files.append(out / f"answers.{stage}.json")

@@ -70,10 +70,13 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     line = [name for name in recipe.tuning if name not in recipe.tune]
     if any(stage.kind == "sft" and stage.config.tools for stage in recipe.tuning.values()) and line:
         stages.append(AgentStage(recipe, line[-1]))
-    stages += [InferenceStage(recipe, name) for name in recipe.inference]
-    if recipe.documents is not None:
+    for key in recipe.inference:
+        asked = recipe.asked(key)
+        if asked is not None:
+            stages.append(InferenceStage(recipe, key, asked))
+    if recipe.documents is not None and recipe.asked(recipe.documents.stage) is not None:
         stages.append(DocumentsStage(recipe))
-    if recipe.judge is not None:
+    if recipe.judge is not None and any(recipe.asked(name) is not None for name in recipe.judge.stages):
         stages.append(JudgeStage(recipe))
     return stages
 
