@@ -19,7 +19,8 @@ from sekkei.stages.life import stages_of
 Call = Callable[..., tuple[int, str]]
 Refused = Callable[..., str]
 ALL = [stage.name for stage in stages_of(load("smoke"))]
-DPO_AND_AFTER = {"dpo", "eval.dpo", "grpo", "eval.grpo", "inference.grpo"}
+GRPO_AND_AFTER = {"grpo", "eval.grpo", "agent", "inference.grpo", "judge"}
+DPO_AND_AFTER = {"dpo", "eval.dpo", *GRPO_AND_AFTER}
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_a_changed_key_redoes_what_depends_on_it(copy: Path, call: Call, refused
 
 def test_from_redoes_a_stage_and_all_after_it(copy: Path, call: Call) -> None:
     before = results(copy)
-    assert redone(copy, call, "--from", "grpo") == {"grpo", "eval.grpo"}
+    assert redone(copy, call, "--from", "grpo") == GRPO_AND_AFTER
     after = results(copy)
     assert after["digests"] == before["digests"]
     assert {k: v for k, v in after["figures"].items() if not k.startswith("run.")} == {
@@ -159,7 +160,7 @@ def test_a_kill_while_a_stage_is_cleared_leaves_it_unfinished(
 
 
 def test_a_life_without_dpo(copy: Path, call: Call) -> None:
-    assert redone(copy, call, "dpo=null") == {"grpo", "eval.grpo", "inference.grpo"}
+    assert redone(copy, call, "dpo=null") == GRPO_AND_AFTER
     figures = results(copy)["figures"]
     assert not [name for name in figures if ".dpo." in name or name.startswith(("dpo.", "preferences."))]
     assert "reasoning.grpo.pass1_greedy" in figures
