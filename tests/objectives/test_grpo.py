@@ -26,6 +26,8 @@ from sekkei.model.transformer import Transformer
 from sekkei.objectives.grpo import GRPO, GRPOConfig, GRPOLoss, group_advantages, group_figures, group_samples
 from sekkei.objectives.rollout import Group, Prompt, roll_out
 from sekkei.objectives.sft import pack_samples
+from sekkei.objectives.teaching import taught
+from sekkei.objectives.variants import Variant
 from sekkei.parallel.ops import LocalOps
 from sekkei.train.checkpoint import Checkpoints
 from sekkei.train.loop import Loop, LoopConfig, Trainee
@@ -290,6 +292,26 @@ def test_a_task_is_learned(tmp_path: Path, updates: int) -> None:
         assert max(record["engine_gap"] for record in records) < 1e-4
     assert any(record["clip_fraction"] > 0 for record in records) == (updates == 2)
     assert records[0]["entropy"] > records[-1]["entropy"]
+
+
+@pytest.mark.parametrize("variant", ["token", "grpo", "dr_grpo", "rloo", "cispo"])
+def test_flat_groups_need_not_be_computed(variant: Variant) -> None:
+    """The third of four groups has equal rewards: the gradient without it is that with it."""
+    groups = some_groups()
+    config = GRPOConfig(steps=1, max_tokens=12, variant=variant, kl=0.0)
+    whole = group_samples(groups, config, config.point)
+    part = taught(whole, config.point.aggregation)
+    assert len(part) == len(whole) - 4
+    found = []
+    for samples in (whole, part):
+        model = build(CONFIG, seed=1, dtype=torch.float64)
+        PlainStep({"policy": model}, LocalOps(), CPU, None).backward(
+            Update("policy", pack_samples(samples, 128), config.make_loss())
+        )
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert error(found[1], found[0]) < 1e-6  # advantages travel as float32
+    flat = group_samples(groups[2:3], config, config.point)
+    assert taught(flat, "token") == flat[:1], "a step of gradient 0 is a step"
 
 
 def test_state_is_the_next_prompt() -> None:

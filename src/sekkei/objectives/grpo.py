@@ -8,9 +8,9 @@ No critic: an answer's advantage is how much better it did than its group (Shao 
 summed over all tokens of the batch (the token-level loss of DAPO, Yu et al. 2025, section 3.3), without a KL term:
 the variant "token". The others are named points of the same algebra (variants.py: GRPO, Dr.GRPO, DAPO, GSPO, CISPO,
 RLOO, REINFORCE++; policy_loss.py and advantages.py: the formulas). A group whose answers all score the same has
-advantage 0; where all groups do, the step's gradient is that of the KL term alone, and `zero_spread` says so. A tool
-may write inside an answer (tool_use.py), and rollouts may be drawn one step ahead (ahead.py). It does not handle
-rewards per step.
+advantage 0 and, without a KL term, is not computed (teaching.py; the loss's own metrics are then of the others); where
+all groups do, the step's gradient is that of the KL term alone, and `zero_spread` says so. A tool may write inside an
+answer (tool_use.py), and rollouts may be drawn one step ahead (ahead.py). It does not handle rewards per step.
 
 Shapes: `B` rows, `T` tokens, `S` segments per row.
 """
@@ -47,6 +47,7 @@ from sekkei.objectives.rollout import (
     rollout_requests,
 )
 from sekkei.objectives.sft import pack_samples
+from sekkei.objectives.teaching import taught
 from sekkei.objectives.tool_use import Tool, own_tokens, play
 from sekkei.objectives.variants import Point, Variant, check_point, point_of
 from sekkei.train.loop import LoopConfig
@@ -200,7 +201,10 @@ class GRPO:
         config = self.config
         self.groups, self.figures = self._one_ahead(ctx) if config.off_by else self._roll_out(ctx)
         parts = split(self.groups, config.minibatches)
-        packed = [pack_samples(group_samples(p, config, self.point), config.micro_tokens) for p in parts]
+        samples = [group_samples(part, config, self.point) for part in parts]
+        if self.point.kl == 0 and self.point.advantage != "batch_std":
+            samples = [taught(part, self.point.aggregation) for part in samples]
+        packed = [pack_samples(part, config.micro_tokens) for part in samples]
         steps = config.updates * config.minibatches
         in_reward = self.point.kl > 0 and self.point.kl_place == "reward"
         scored = [[self._scored(batch, ctx, steps > 1 or in_reward) for batch in batches] for batches in packed]
