@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,14 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tokenizers
-from tokenizers.processors import TemplateProcessing
 
 from sekkei.cli.eval import open_local
 from sekkei.evals.choice import evaluate_choices, read_choices
 from sekkei.evals.local import LocalBackend
 from sekkei.llm import LLM
-from sekkei.text.tokenizer import BOS
 
 ROOT = Path(__file__).parents[2]
 HOME = Path("/tmp/sekkei-lm-eval")
@@ -87,17 +83,6 @@ def items(exported: Path) -> Path:
     return file
 
 
-def with_bos(exported: Path) -> Path:
-    """The exported tokenizer as one that begins a text with <|bos|>: this client sends ids, and adds nothing itself."""
-    folder = exported.parent / "tokenizer"
-    folder.mkdir(exist_ok=True)
-    inner = tokenizers.Tokenizer.from_file(str(exported / "tokenizer.json"))
-    inner.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, inner.token_to_id(BOS))])
-    inner.save(str(folder / "tokenizer.json"))
-    shutil.copy(exported / "tokenizer_config.json", folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def url(exported: Path) -> Iterator[str]:
     """`sekkei serve` on the exported folder."""
@@ -124,10 +109,9 @@ def test_lm_eval_reports_what_sekkei_eval_reports(
 ) -> None:
     if way == "server":
         model = "local-completions"
-        tokenizer = with_bos(exported)
-        arguments = f"model=exported,base_url={url}/completions,tokenizer={tokenizer},max_length=512,add_bos_token=True"
+        arguments = f"model=exported,base_url={url}/completions,tokenizer={exported},max_length=512,add_bos_token=True"
     else:
-        model, arguments = "hf", f"pretrained={exported},dtype=float32,add_bos_token=True"
+        model, arguments = "hf", f"pretrained={exported},dtype=float32"
     command = [client, "-m", "lm_eval", "run", "--model", model, "--model_args", arguments, "--tasks", "chains"]
     command += ["--include_path", exported.parent, "--batch_size", "8", "--output_path", tmp_path, "--log_samples"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}

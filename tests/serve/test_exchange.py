@@ -24,6 +24,8 @@ from sekkei.model.transformer import Transformer
 from sekkei.serve.exchange import export_hf, import_hf
 from sekkei.serve.opened import Opened, open_model
 from sekkei.serve.words import ForeignWords, OwnWords
+from sekkei.text.chat import encode_chat
+from sekkei.text.tokenizer import Tokenizer
 
 TALK = [
     {"role": "system", "content": "be brief"},
@@ -31,6 +33,7 @@ TALK = [
     {"role": "assistant", "content": "hello"},
     {"role": "user", "content": "こんにちは"},
 ]
+TEXTS = ["say hello 12 + 30 = 42", "こんにちは", " leading space\n\n", ""]
 TOLERANCE = 1e-4
 
 
@@ -70,7 +73,48 @@ def test_a_run_opens_in_transformers(run_dir: Path, tmp_path: Path, shard: int) 
     check_same(opened, tmp_path / "out")
     again = open_model(tmp_path / "out")
     assert isinstance(again.words, OwnWords)
+    assert again.words.plain(TEXTS[0]) == opened.words.plain(TEXTS[0])
     assert torch.equal(logits(again.model, [1, 5, 9]), logits(opened.model, [1, 5, 9]))
+
+
+@pytest.mark.parametrize("stage", ["sft", "pretrain.general"])
+def test_others_encode_an_exported_model_s_texts_as_we_do(run_dir: Path, tmp_path: Path, stage: str) -> None:
+    """One <|bos|>, before plain texts and chats alike; a pipeline of transformers says what we say."""
+    export_hf(run_dir, tmp_path / "out", stage)
+    tokenizer, opened = transformers.AutoTokenizer.from_pretrained(tmp_path / "out"), open_model(run_dir, stage)
+    assert isinstance(opened.words, OwnWords)
+    own, begin = opened.words.tokenizer, opened.words.tokenizer.bos_id
+    for text in TEXTS:
+        assert tokenizer(text)["input_ids"] == opened.words.plain(text)
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == own.encode(text)
+    first, second = (own.encode(text) for text in TEXTS[:2])
+    assert tokenizer(*TEXTS[:2])["input_ids"] == [begin, *first, begin, *second]
+    asked: list = [TEXTS[0]]
+    prompts = [opened.words.plain(TEXTS[0])]
+    if opened.words.chats:
+        asked.append(TALK)
+        prompts.append(opened.words.chat(TALK))
+        whole = [*TALK, {"role": "assistant", "content": "hi", "reasoning_content": "a greeting"}]
+        theirs = tokenizer.apply_chat_template(whole, return_dict=True, return_assistant_tokens_mask=True)
+        ours = encode_chat(own, whole)
+        assert theirs["input_ids"] == ours.ids
+        assert theirs["assistant_masks"] == [int(flag) for flag in ours.learned]
+    pipe = transformers.pipeline("text-generation", model=str(tmp_path / "out"), dtype=torch.float32)
+    for what, ids in zip(asked, prompts, strict=True):
+        (said,) = pipe(what, max_new_tokens=24, do_sample=False, return_tensors=True)
+        assert said["generated_token_ids"] == [*ids, *greedy(opened, ids)]
+
+
+def test_a_pretrained_model_comes_back_as_it_was(run_dir: Path, tmp_path: Path) -> None:
+    export_hf(run_dir, tmp_path / "out", "pretrain.general")
+    assert import_hf(tmp_path / "out", tmp_path / "run").stage == "pretrain.imported"
+    there, back = Tokenizer.load(run_dir / "tokenizer"), Tokenizer.load(tmp_path / "run" / "tokenizer")
+    assert back.template == there.template
+    words = open_model(run_dir, "pretrain.general").words
+    for text in TEXTS:
+        assert back.encode(text) == there.encode(text)
+        for opened in (open_model(tmp_path / "out"), open_model(tmp_path / "run")):
+            assert opened.words.plain(text) == words.plain(text)
 
 
 def test_a_pretrained_model_has_no_turns(run_dir: Path, tmp_path: Path) -> None:

@@ -125,9 +125,10 @@ def open_local(folder: Path, stage: str | None, device: str, dtype: str) -> Any:
     opened = open_model(folder, stage, dtype=dtype, device=device)
     words, stage = opened.words, opened.stage or ""
     name, run_dir = (f"{folder}#{stage}", folder) if stage else (str(folder), None)
-    own = words.tokenizer if isinstance(words, OwnWords) else own_tokenizer(words.inner)
-    if own is not None:
-        return own_model(name, opened.model, own, words.inner, chats=words.chats, stage=stage, run_dir=run_dir)
+    if isinstance(words, OwnWords):
+        return own_model(
+            name, opened.model, words.tokenizer, words.inner, chats=words.chats, stage=stage, run_dir=run_dir
+        )
     return LocalModel(
         name=name,
         model=opened.model,
@@ -140,19 +141,6 @@ def open_local(folder: Path, stage: str | None, device: str, dtype: str) -> Any:
         stage=stage,
         run_dir=run_dir,
     )
-
-
-def own_tokenizer(inner: Any) -> Any:
-    """Sekkei's tokenizer around a `tokenizers.Tokenizer` with all of its special tokens, None for any other.
-
-    A base model is exported without a chat template, and then nothing else tells that its texts began with <|bos|>.
-    """
-    from sekkei.text.tokenizer import Tokenizer, default_template
-
-    try:
-        return Tokenizer(inner, default_template())
-    except UserError:
-        return None
 
 
 def _folder(model: str) -> tuple[Path, str | None]:

@@ -4,8 +4,11 @@
                                         tokenizer_config.json, chat_template.jinja       (transformers, vLLM, sekkei)
     my-llama/   ──import──> runs/llama  recipe.yaml, tokenizer/, sft/model/              (chat, serve, judge)
 
-A model that was only pretrained is exported without a chat template, so that nobody takes it for an assistant. It does
-not handle adapters beside a model (merge them first), value or reward heads (they are left out), or fetching.
+A model that was only pretrained is exported without a chat template, so that nobody takes it for an assistant. Texts
+begin with <|bos|> in training: the exported tokenizer.json puts it before a text (a post-processor); the chat template
+writes it itself, and is read without that. A special token that is spelled out in a text is that token to others'
+readers, characters to ours. It does not handle adapters beside a model (merge them first), value or reward heads (they
+are left out), or fetching.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from sekkei.core import atomic
@@ -28,7 +33,8 @@ from sekkei.llm.run_folder import chats, choose_stage
 from sekkei.model.config import ModelConfig
 from sekkei.model.export_gguf import save_gguf
 from sekkei.model.hf import MAX_SHARD_BYTES, load_hf, save_hf
-from sekkei.serve.words import ForeignWords, open_words, read_json
+from sekkei.serve.words import OwnWords, open_words, read_json
+from sekkei.text.tokenizer import BOS
 from sekkei.train.checkpoint import read_sealed, write_sealed
 
 TOKENIZER_FILES = (
@@ -71,6 +77,8 @@ def export_hf(
     with atomic.new_folder(out) as aside:
         save_hf(aside, config, state, bos_id=bos, eos_id=eos, max_shard_bytes=max_shard_bytes)
         _copy_tokenizer(run_dir / "tokenizer", aside, with_template=chats(run_dir, stage))
+        if isinstance(open_words(run_dir / "tokenizer"), OwnWords):
+            _put_bos_first(aside)
         settings = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
         known = {key: value for key, value in settings.items() if value is not None}
         atomic.write_json(aside / "generation_config.json", read_json(aside / "generation_config.json") | known)
@@ -122,8 +130,10 @@ def import_hf(folder: Path, run_dir: Path, stage: str | None = None) -> Exported
         raise UserError(f"stage {chosen}: must be {', '.join(MAIN_LINE)} or pretrain.NAME")
     state = {name: tensor.float() for name, tensor in state.items()}
     with atomic.new_folder(run_dir) as aside:
-        _copy_tokenizer(folder, aside / "tokenizer", with_template=True)
-        if isinstance(words, ForeignWords):  # config.json, which may alone name the end, stays behind
+        if isinstance(words, OwnWords):
+            words.tokenizer.save(aside / "tokenizer")
+        else:  # config.json, which may alone name the end, stays behind
+            _copy_tokenizer(folder, aside / "tokenizer", with_template=True)
             settings = read_json(aside / "tokenizer" / "generation_config.json")
             settings["eos_token_id"] = list(words.stop_tokens)
             atomic.write_json(aside / "tokenizer" / "generation_config.json", settings)
@@ -168,3 +178,15 @@ def _copy_tokenizer(source: Path, target: Path, with_template: bool) -> None:
     settings = read_json(target / "tokenizer_config.json")
     if not with_template and settings.pop("chat_template", None) is not None:
         atomic.write_json(target / "tokenizer_config.json", settings)
+
+
+def _put_bos_first(folder: Path) -> None:
+    """Make others' tokenizer encode as ours does: <|bos|> before a text (`add_special_tokens`), not before a chat."""
+    path = folder / "tokenizer.json"
+    inner = tokenizers.Tokenizer.from_file(str(path))
+    inner.post_processor = TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, inner.token_to_id(BOS))]
+    )
+    atomic.write_text(path, inner.to_str(pretty=True))
+    settings = read_json(folder / "tokenizer_config.json")
+    atomic.write_json(folder / "tokenizer_config.json", settings | {"bos_token": BOS, "add_bos_token": True})

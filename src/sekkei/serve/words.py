@@ -26,7 +26,7 @@ import tokenizers
 
 from sekkei.core.errors import UserError
 from sekkei.text.chat import encode_prompt
-from sekkei.text.tokenizer import THINK, THINK_END, Tokenizer
+from sekkei.text.tokenizer import SPECIAL, THINK, THINK_END, Tokenizer, default_template
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
@@ -147,13 +147,13 @@ def open_words(folder: Path, chats: bool | None = None) -> OwnWords | ForeignWor
     Raises:
         UserError: no tokenizer there can be read.
     """
-    try:
-        own = Tokenizer.load(folder)
-    except UserError:
-        foreign = ForeignWords(folder)
-        foreign.chats = foreign.chats and chats is not False
+    foreign = ForeignWords(folder)
+    foreign.chats = foreign.chats and chats is not False
+    if any(foreign.inner.token_to_id(token) is None for token in SPECIAL):
         return foreign
-    return OwnWords(own, tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), chats is not False)
+    foreign.inner.post_processor = None  # what `sekkei export` adds for others: here <|bos|> is put first by hand
+    template = _template(folder, read_json(folder / "tokenizer_config.json")) or default_template()
+    return OwnWords(Tokenizer(foreign.inner, template), foreign.inner, foreign.chats)
 
 
 def with_tools_as_text(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
