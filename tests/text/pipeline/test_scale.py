@@ -116,6 +116,7 @@ def test_slurms_scripts_do_the_work(tmp_path: Path, expected: tuple, monkeypatch
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # Ray alone takes minutes to start its processes where the cores are shared
 def test_ray_on_one_machine(tmp_path: Path, expected: tuple) -> None:
     pytest.importorskip("datatrove", reason="the extra `scale` is not installed")
     ray = pytest.importorskip("ray", reason="the extra `scale` is not installed")
@@ -123,6 +124,8 @@ def test_ray_on_one_machine(tmp_path: Path, expected: tuple) -> None:
     out = tmp_path / "out"
     ray.init(num_cpus=2, include_dashboard=False)
     try:
+        with pytest.raises(UserError, match=r"memory_gb=100000: no node .* 2 CPUs and"):
+            scale.run(plan_for(folder, out), out, Executor(kind="ray", memory_gb=100_000))
         summary = scale.run(plan_for(folder, out), out, Executor(kind="ray", ranks=3, memory_gb=1))
     finally:
         ray.shutdown()

@@ -7,15 +7,17 @@ its states as a file in WORK/scale/RUN; the next phase puts the files together i
 that of one machine, to the byte. RUN is the digest of plan and input files. datatrove's own note of finished ranks is
 switched off: it does not see a changed filter, the store does, and finds what is done.
 
-Every machine must see the same input, work and output folders, and have the same environment.
+Every machine must see the same input, work and output folders, and have the same environment. Ray is joined where
+RAY_ADDRESS or `ray start` says, else started on this machine.
 
-Not handled: waiting for Slurm (the jobs are handed in, `squeue` shows them); a page that kills its process ends the job
-(the local executor isolates it).
+Not handled: waiting for Slurm (the jobs are handed in, `squeue` shows them); a Ray cluster that has no node yet on
+which a rank fits and would grow one; a page that kills its process ends the job (the local executor isolates it).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -154,7 +156,7 @@ def run(plan: Plan, out: Path, executor: Executor) -> dict[str, Any] | None:
     if executor.kind == "slurm":
         _hand_in(module, jobs, logs, executor)
         return None
-    need("ray", "ray", "executor.kind=ray", "scale")
+    _join_ray(need("ray", "ray", "executor.kind=ray", "scale"), executor)
     for place, job in enumerate(jobs):
         found = module.RayPipelineExecutor(
             pipeline=[job],
@@ -172,6 +174,24 @@ def run(plan: Plan, out: Path, executor: Executor) -> dict[str, Any] | None:
     if summary is None:
         raise UserError(f"{out}: the run left no {output.SUMMARY}; see {logs}")
     return summary
+
+
+def _join_ray(ray: Any, executor: Executor) -> None:
+    """Join or start Ray, and refuse ranks that fit on no node: Ray would wait for one without a word."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere unless a person asks for it
+    if not ray.is_initialized():
+        ray.init()
+    nodes = [
+        (node["Resources"].get("CPU", 0.0), node["Resources"].get("memory", 0.0) / 2**30)
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    if not any(cpus >= executor.cpus and memory >= executor.memory_gb for cpus, memory in nodes):
+        has = "; ".join(f"{cpus:g} CPUs and {memory:.1f} GiB" for cpus, memory in nodes)
+        raise UserError(
+            f"executor.cpus={executor.cpus}, executor.memory_gb={executor.memory_gb}: no node of the Ray cluster has "
+            f"that for a rank; there is {has or 'none'}"
+        )
 
 
 def _hand_in(module: Any, jobs: Sequence[Phase], logs: Path, executor: Executor) -> None:
