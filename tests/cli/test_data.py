@@ -16,6 +16,7 @@ from sekkei.core.errors import UserError
 from sekkei.core.seed import derive_seed
 from sekkei.text.blocks.decontaminate import overlap
 from sekkei.text.document import read_documents, read_ledger
+from sekkei.text.pipeline import origins
 
 pytest.importorskip("ftfy", reason="the extra `data` is not installed")
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -49,6 +50,39 @@ def test_clean_report_and_clean_again(pages: Path, tmp_path: Path, capsys: pytes
     first = (out / "report.html").read_bytes()
     main(["data", "report", str(out), "--samples", "3"])
     assert (out / "report.html").read_bytes() == first
+
+
+def test_why_a_page_went_by_url_and_by_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {"kept": KEEP[0][3] + "\nHome page\n" + KEEP[1][3], "short": DROP[0][3], "nothing": ""}
+    rows = [json.dumps({"text": text, "url": f'https://e.org/{name}?a="1"'}) for name, text in texts.items()]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text("\n".join([*rows, "no json"]), encoding="utf-8")
+    out = tmp_path / "out"
+    assert main(["data", "clean", str(tmp_path / "in"), "--out", str(out), "--workers", "1"]) == 0
+    capsys.readouterr()
+
+    def told(query: str) -> list[str]:
+        assert main(["data", "why", str(out), query]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    kept = told('https://e.org/kept?a="1"')
+    assert kept[:2] == ['a.jsonl#0  https://e.org/kept?a="1"', "  kept in documents-00000.parquet"]
+    assert kept[2].startswith("  removed by c4.line_words: value 2, limit 3, characters")
+    assert kept[3] == "    Home page"
+    assert told("a.jsonl#0") == kept
+    short = told("org/short")  # a part of a URL
+    assert short[0] == 'a.jsonl#1  https://e.org/short?a="1"'
+    assert short[1].startswith("  dropped by gopher_quality.words: value 10, limit 50")
+    nothing = told("a.jsonl#2")  # it never became a document
+    assert nothing == ['a.jsonl#2  https://e.org/nothing?a="1"', "  dropped by empty: value 0, limit 1"]
+    assert told("a.jsonl#3")[1].startswith("  dropped by read.not_json")
+    assert len([line for line in told("e.org") if line.startswith("a.jsonl")]) == 3
+    assert main(["data", "why", str(out), "e.com"]) == 2
+    assert "e.com: no page of" in capsys.readouterr().err
+    assert main(["data", "report", str(out)]) == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for name in texts:  # beside each sampled text, kept or dropped
+        assert f"https://e.org/{name}?a=" in page
 
 
 def test_verify_says_the_same(pages: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +155,9 @@ def test_real_pages(tmp_path: Path) -> None:
     assert len(documents) >= 14
     assert all("<div" not in d.text and "\ufffd" not in d.text and d.meta["url"] for d in documents)
     assert sum(len(d.text) for d in documents) > 100_000
+    urls = origins.urls_of(tmp_path / "out", {row.doc_id for row in read_ledger(tmp_path / "out" / "ledger.parquet")})
+    assert urls["sample-0000.warc.gz#3"] == "https://soldaini.net/facts/"
+    assert all(urls.values())
 
 
 @pytest.mark.parametrize(
@@ -133,6 +170,7 @@ def test_real_pages(tmp_path: Path) -> None:
         (["clean", "PAGES", "--out", "o", "--workers", "0"], "must be at least 1"),
         (["verify", "PAGES", "--shards", "1"], "at least two numbers"),
         (["report", "PAGES"], "no finished output"),
+        (["why", "PAGES", "a"], "no finished output"),
     ],
 )
 def test_what_is_refused(

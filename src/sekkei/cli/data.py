@@ -11,6 +11,8 @@ import typer
 from sekkei.core.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
+    from sekkei.text.document import Dropped
+    from sekkei.text.pipeline.origins import Fate
     from sekkei.text.pipeline.plan import Plan
     from sekkei.text.pipeline.scale import Executor
 
@@ -121,6 +123,26 @@ def report(
     print(render(folder, samples))
 
 
+def why(
+    folder: Annotated[Path, typer.Argument(help="folder that `sekkei data clean` wrote")],
+    query: Annotated[str, typer.Argument(help="a page's URL, a part of it, or its id (FILE or FILE#RECORD)")],
+) -> None:
+    """Tell what became of a page: kept or dropped, by which rule, and what was removed from it.
+
+    \b
+    Examples:
+      sekkei data why cleaned https://example.org/about
+      sekkei data why cleaned crawl-0001.warc.gz#17
+    """
+    from sekkei.text.pipeline import origins
+
+    found, count = origins.fates(folder, query)
+    for fate in found:
+        print("\n".join(fate_lines(fate)))
+    if count > len(found):
+        print(f"… and {count - len(found):,} more pages; give more of the URL")
+
+
 def train_quality(
     good: Annotated[Path, typer.Argument(help="file or folder of good texts (any format of `clean`)")],
     bad: Annotated[Path, typer.Argument(help="file or folder of bad ones")],
@@ -167,7 +189,15 @@ def blocks(
     print(yaml.safe_dump(found, sort_keys=False, allow_unicode=True), end="")
 
 
-COMMANDS = {"clean": clean, "verify": verify, "report": report, "train-quality": train_quality, "blocks": blocks}
+COMMANDS = {
+    "clean": clean,
+    "verify": verify,
+    "report": report,
+    "why": why,
+    "train-quality": train_quality,
+    "blocks": blocks,
+}
+_MOST_SPANS = 12  # of one page that `why` prints
 
 
 def plan_of(
@@ -199,6 +229,28 @@ def told(summary: dict[str, Any]) -> list[str]:
     share = f" ({summary['documents'] / came:.1%})" if came else ""
     lines.append(f"{summary['documents']:,} of {came:,} kept{share}, {summary['chars']:,} characters")
     return lines
+
+
+def fate_lines(fate: Fate) -> list[str]:
+    """What `why` prints of one page: where it is or why it went, then what was removed from it."""
+    lines = [f"{fate.doc_id}  {fate.url}".rstrip()]
+    spans = fate.rows if fate.kept else fate.rows[:-1]
+    if fate.kept:
+        lines.append(f"  kept in {fate.kept}")
+    else:
+        lines += _row_lines("dropped by", fate.rows[-1])
+    for row in spans[:_MOST_SPANS]:
+        lines += _row_lines("removed by", row)
+    if len(spans) > _MOST_SPANS:
+        lines.append(f"  … and {len(spans) - _MOST_SPANS:,} spans more, all in ledger.parquet")
+    return lines
+
+
+def _row_lines(verb: str, row: Dropped) -> list[str]:
+    place = f", characters {row.start:,}–{row.end:,}" if row.end else ""
+    excerpt = " ".join(row.excerpt.split())[:100]
+    told = f"  {verb} {row.rule}: value {row.value:.4g}, limit {row.threshold:.4g}{place}"
+    return [told, f"    {excerpt}"] if excerpt else [told]
 
 
 def _most(counts: dict[str, int]) -> list[tuple[str, int]]:

@@ -1,10 +1,11 @@
 """report.html of a cleaning run: what came in, which rule took what, and texts to look at, in one file.
 
-    summary.json + documents-*.parquet + ledger.parquet  ->  report.html
+    summary.json + documents-*.parquet + ledger.parquet + pages.parquet  ->  report.html
 
 A waterfall over blocks and rules, histograms of length, language and quality measures of what was kept, and for every
-rule a browsable sample of what it dropped or removed. No scripts, no outside assets; the same output gives the same
-page. Samples are drawn by the digest of the id, so they are spread over the corpus and do not change between runs.
+rule a browsable sample of what it dropped or removed, each with its URL where one is known. No scripts, no outside
+assets; the same output gives the same page. Samples are drawn by the digest of the id, so they are spread over the
+corpus and do not change between runs.
 
 Memory: one batch of rows, and the samples.
 """
@@ -30,6 +31,7 @@ from sekkei.core import atomic
 from sekkei.core.errors import UserError
 from sekkei.report.style import BLUE, GREEN, GREY, ORANGE, RED, Chart, styled
 from sekkei.text import quality
+from sekkei.text.pipeline.origins import urls_of
 
 PAGE = "report.html"
 MEASURED = 2_000  # kept documents whose quality is measured
@@ -104,7 +106,10 @@ def render(folder: Path, samples: int = 12) -> Path:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     measured = [document["text"] for document in kept.items()]
     shown = [
-        Sample(f"{d['id']} · {d['lang'] or '?'} · {len(d['text']):,} characters", d["text"][:KEPT_CHARS])
+        Sample(
+            f"{_named(d['id'], json.loads(d['meta']).get('url'))} · {d['lang'] or '?'} · {len(d['text']):,} characters",
+            d["text"][:KEPT_CHARS],
+        )
         for d in kept.items()[:samples]
     ]
     came = summary["blocks"][0]["in"] if summary["blocks"] else 0
@@ -189,7 +194,7 @@ def _charts(lengths: np.ndarray, languages: Counter[str], texts: Sequence[str]) 
 def _kept(folder: Path, samples: int) -> tuple[Pick, np.ndarray, Counter[str]]:
     pick, lengths, languages = Pick(max(samples, MEASURED)), [], Counter[str]()
     for path in sorted(folder.glob("documents-*.parquet")):
-        for row in _rows(path, ["id", "text", "lang"]):
+        for row in _rows(path, ["id", "text", "lang", "meta"]):
             pick.add(row["id"], row)
             lengths.append(len(row["text"]))
             languages[row["lang"]] += 1
@@ -200,18 +205,24 @@ def _ledger(folder: Path, samples: int) -> list[Group]:
     picks: dict[str, Pick] = {}
     for row in _rows(folder / "ledger.parquet", ["doc_id", "rule", "value", "threshold", "start", "end", "excerpt"]):
         picks.setdefault(row["rule"], Pick(samples)).add(f"{row['doc_id']}\0{row['start']}", row)
+    urls = urls_of(folder, {row["doc_id"] for pick in picks.values() for row in pick.items()})
     groups = []
     for rule, pick in sorted(picks.items(), key=lambda item: (-item[1].count, item[0])):
         shown = [
             Sample(
-                f"{row['doc_id']} · value {row['value']:.4g}, limit {row['threshold']:.4g} · "
-                f"characters {row['start']:,}–{row['end']:,}",
+                f"{_named(row['doc_id'], urls[row['doc_id']])} · "
+                f"value {row['value']:.4g}, limit {row['threshold']:.4g} · characters {row['start']:,}–{row['end']:,}",
                 row["excerpt"] or "",
             )
             for row in pick.items()
         ]
         groups.append(Group(rule, f"{pick.count:,} rows", shown))
     return groups
+
+
+def _named(doc_id: str, url: str | None) -> str:
+    """A page's id, which begins with its file, and its URL."""
+    return f"{doc_id} · {url}" if url else doc_id
 
 
 def _rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -57,6 +57,7 @@ class Dropped:
         value: what was measured. threshold: the limit that it missed.
         excerpt: `text[start:end]` of the page; for duplicates the id of the page kept instead (start = end = 0).
         start, end: characters into the extracted text.
+        url: of a page that never became a document; no column of the ledger (`pipeline.origins` keeps it).
     """
 
     doc_id: str
@@ -66,6 +67,7 @@ class Dropped:
     excerpt: str
     start: int = 0
     end: int = 0
+    url: str = ""
 
 
 EXCERPT_CHARS = 200

@@ -2,6 +2,7 @@
 
     documents-00000.parquet …  {id, text, source, lang, meta}                       in the order of parts
     ledger.parquet             {doc_id, rule, value, threshold, start, end, excerpt} part by part, block by block
+    pages.parquet              {doc_id, file, url}                 of the pages that the ledger names
     summary.json               blocks with what went in, came out and why; checksums of the files above
 
 Every file is written aside and renamed, so none is ever half there. `summary.json` is removed before the first rename
@@ -24,10 +25,12 @@ from sekkei.core import atomic
 from sekkei.text.blocks.decontaminate import Decontaminate
 from sekkei.text.document import DOCUMENT_SCHEMA, LEDGER_SCHEMA
 from sekkei.text.pipeline import declare
+from sekkei.text.pipeline.origins import PAGES, PAGES_SCHEMA, pages_of
 from sekkei.text.pipeline.part import State, documents_of, ledger_of
 from sekkei.text.pipeline.plan import Plan
 from sekkei.text.pipeline.store import Store
 
+LEDGER = "ledger.parquet"
 SUMMARY = "summary.json"
 SHARD_CHARS = 256_000_000
 
@@ -60,13 +63,18 @@ def write(
     for old in out.glob("documents-*.parquet"):
         if old.name not in files:
             old.unlink()
-    rows = 0
-    with _parquet(out / "ledger.parquet", LEDGER_SCHEMA) as writer:
+    with _parquet(out / LEDGER, LEDGER_SCHEMA) as ledger, _parquet(out / PAGES, PAGES_SCHEMA) as pages:
+        counts = [0, 0]
         for state in states:
-            for table in ledger_of(store, state):
-                writer.write_table(table)
-                rows += table.num_rows
-    files["ledger.parquet"] = {"rows": rows, "sha256": atomic.sha256(out / "ledger.parquet")}
+            tables = ledger_of(store, state)
+            for table in tables:
+                ledger.write_table(table)
+                counts[0] += table.num_rows
+            if tables:
+                pages.write_table(found := pages_of(store, state, tables))
+                counts[1] += found.num_rows
+    for name, rows in zip((LEDGER, PAGES), counts, strict=True):
+        files[name] = {"rows": rows, "sha256": atomic.sha256(out / name)}
     summary = {
         "key": key,
         "input": plan.path,

@@ -3,6 +3,7 @@
     part = some megabytes of input, read once        state = (digest of its documents, chain of entries)
 
     entry of a block = which documents stay · those that it changed · its ledger rows · digest of what comes out
+                       (the first one: also URLs of pages that became no document)
 
 The documents of a state are the first entry's, with every later change laid over them; nothing is stored twice. A
 block is asked for only if the store has no entry for (block, digest of its input). So a changed threshold starts
@@ -26,13 +27,14 @@ import pyarrow as pa
 
 from sekkei.core import atomic
 from sekkei.text.document import EXCERPT_CHARS, LEDGER_SCHEMA, Document, Dropped
+from sekkei.text.page import Page
 from sekkei.text.pipeline import journal
 from sekkei.text.pipeline.store import Entry, Store
 
 CHANGED_SCHEMA = pa.schema(
     [("at", pa.int32()), *((name, pa.string()) for name in ("id", "text", "source", "lang", "meta"))]
 )
-
+URLS_SCHEMA = pa.schema([("doc_id", pa.string()), ("url", pa.string())])
 
 _BUILT: dict[str, Callable[[Any], tuple[Document | None, list[Dropped]]]] = {}  # by key; what is dear is built once
 
@@ -75,6 +77,7 @@ class Recorder:
         self.kept: list[int] = []
         self.changed: list[dict[str, Any]] = []
         self.rows: list[Dropped] = []
+        self.urls: list[dict[str, Any]] = []  # of pages that never became documents
         self.digests = hashlib.blake2b(digest_size=20)
         self.rules: Counter[str] = Counter()
         self.spans: Counter[str] = Counter()
@@ -82,6 +85,7 @@ class Recorder:
     def refuse(self, row: Dropped) -> None:
         """An item that never became a document."""
         self.count_in += 1
+        self._locate(row.doc_id, row.url)
         self._note(None, [row])
 
     def apply(
@@ -99,6 +103,8 @@ class Recorder:
         self.count_in += 1
         self._note(result, rows)
         if result is None:
+            if isinstance(item, Page):
+                self._locate(item.id, item.meta.get("url", ""))
             return None, b""
         if result is not item:
             before = item if isinstance(item, Document) else None
@@ -108,6 +114,10 @@ class Recorder:
         self.chars += len(result.text)
         self.digests.update(digest)
         return result, digest
+
+    def _locate(self, name: str, url: str) -> None:
+        if url:
+            self.urls.append({"doc_id": name, "url": url})
 
     def _note(self, result: Document | None, rows: Sequence[Dropped]) -> None:
         self.rows += rows
@@ -131,6 +141,7 @@ class Recorder:
         }
         ledger = [vars(row) for row in self.rows]
         tables = {"ledger": _table(ledger, LEDGER_SCHEMA), "changed": _table(self.changed, CHANGED_SCHEMA)}
+        tables["urls"] = _table(self.urls, URLS_SCHEMA)
         return Entry(head, {name: table for name, table in tables.items() if table.num_rows})
 
 

@@ -109,8 +109,9 @@ def _items(plan: Plan, task: Task, tick: Tick | None, killers: Mapping[str, str]
         else:
             journal.note("read", f"read\t{name}")
             for item in read_file(Path(path), name, source, plan.read):
-                known = killers.get(item.id) if isinstance(item, Page) else None
-                yield item if known is None else Dropped(item.id, "extract.killed", 1.0, 0.0, known)  # type: ignore[union-attr]
+                if isinstance(item, Page) and item.id in killers:
+                    item = Dropped(item.id, "extract.killed", 1.0, 0.0, killers[item.id], url=item.meta.get("url", ""))  # noqa: PLW2901
+                yield item
                 journal.note("read", f"read\t{name}")
         if tick:
             tick(_size(path))

@@ -83,14 +83,14 @@ def _item(record: Any, name: str, source: str, max_bytes: int) -> Page | Dropped
     declared = record.http_content_type if http else record.headers.get("Content-Type", "")
     kind = str(declared or "").split(";")[0].strip().lower()
     if http is not None and http.status_code != 200:
-        return Dropped(name, "read.http_status", float(http.status_code or 0), 200.0, url)
+        return Dropped(name, "read.http_status", float(http.status_code or 0), 200.0, url, url=url)
     if kind not in (*_HTML, *_PLAIN):
-        return Dropped(name, "read.content_type", 0.0, 0.0, f"{kind or 'no type'}: {url}")
+        return Dropped(name, "read.content_type", 0.0, 0.0, f"{kind or 'no type'}: {url}", url=url)
     # the length that counts for the limit is the decoded one; one byte more tells that it is passed
     content = record.reader.read(max_bytes + 1)
     if len(content) > max_bytes:
-        return Dropped(name, "read.too_large", float(record.content_length), float(max_bytes), url)
+        return Dropped(name, "read.too_large", float(record.content_length), float(max_bytes), url, url=url)
     coded = http is not None and (http.get("Transfer-Encoding") or http.get("Content-Encoding"))
     if not coded and len(content) < record.content_length:
-        return Dropped(name, "read.truncated", float(len(content)), float(record.content_length), url)
+        return Dropped(name, "read.truncated", float(len(content)), float(record.content_length), url, url=url)
     return Page(name, content, kind in _HTML, source, str((http and record.http_charset) or ""), meta)
