@@ -15,7 +15,7 @@ NUMBERS = {fault.name: number for number, fault in enumerate(FAULTS)}
 LOCAL_SUMS = NUMBERS["sequence sums of own tokens only"]
 ROWS = (
     *(Row(layout, name) for name in OTHERS for layout in SPREAD),
-    *(Row(layout, name, dtype="fp32") for name in ("tokens", "dpo", "grpo") for layout in SPREAD),
+    *(Row(layout, name, dtype="fp32") for layout, name in zip(SPREAD, ("grpo", "dpo", "grpo", "dpo"), strict=True)),
 )
 PLANTED = tuple(Row(SPREAD[2], name, LOCAL_SUMS) for name in ("kto", "reward", "gspo"))
 

@@ -33,6 +33,10 @@ def command(
     import json
     import time
 
+    from sekkei.prove.spawned import start_server
+
+    start_server()  # it imports torch while we do
+
     from sekkei.core import atomic
     from sekkei.core.errors import ConfigError, UserError
     from sekkei.core.progress import Console

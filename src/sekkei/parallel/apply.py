@@ -92,7 +92,7 @@ class Sharded:
     def grad_square(self) -> float:
         """Its square."""
         mesh, layout = self.mesh, self.mesh.layout
-        device = torch.device(mesh.mesh.device_type)
+        device = torch.device(mesh.device_type)
         squares = torch.zeros(3, dtype=torch.float64, device=device)  # cut over tp; the same on all tp ranks; over ep
         for name in self.targets:
             grad = self.gradient(name)
@@ -229,10 +229,11 @@ def _zeros(model: Transformer, mesh: Mesh) -> list[Zero]:
 
 def _fully_shard(model: Transformer, mesh: Mesh) -> None:
     layout, shards = mesh.layout, mesh.fsdp
+    assert shards is not None
     narrow = weights_dtype(layout)
     reduce = torch.bfloat16 if layout.reduce == "bf16" else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=reduce) if narrow else MixedPrecisionPolicy()
-    pinned = mesh.mesh.device_type == "cuda"
+    pinned = mesh.device_type == "cuda"
     offload = CPUOffloadPolicy(pin_memory=pinned) if layout.offload else OffloadPolicy()
     options: dict[str, Any] = {
         "mp_policy": policy,
@@ -241,7 +242,7 @@ def _fully_shard(model: Transformer, mesh: Mesh) -> None:
     }
     for block in model.layers.values():
         if layout.ep > 1 and isinstance(block.mlp, MoE):
-            same = mesh.experts["same_experts"]
+            same = mesh.fsdp_experts
             fully_shard(block.mlp.experts, mesh=same, reshard_after_forward=layout.reshard, **options)
         fully_shard(block, mesh=shards, reshard_after_forward=layout.reshard, **options)
     fully_shard(model, mesh=shards, reshard_after_forward=False, **options)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sekkei.data.batch import Batch
@@ -52,6 +54,23 @@ class Answer:
     norm: float
     gradients: dict[str, Tensor]
     parameters: dict[str, Tensor]
+
+    def save(self, file: Path) -> None:
+        """For the other ranks."""
+        tensors = {"/loss": torch.tensor(self.loss, dtype=torch.float64)}
+        tensors["/norm"] = torch.tensor(self.norm, dtype=torch.float64)
+        tensors |= {f"gradient/{name}": x for name, x in self.gradients.items()}
+        tensors |= {f"parameter/{name}": x for name, x in self.parameters.items()}
+        save_file(tensors, file)
+
+    @classmethod
+    def load(cls, file: Path) -> Answer:
+        tensors = load_file(file)
+        kinds: dict[str, dict[str, Tensor]] = {"": {}, "gradient": {}, "parameter": {}}
+        for key, x in tensors.items():
+            kind, _, name = key.partition("/")
+            kinds[kind][name] = x
+        return cls(float(kinds[""]["loss"]), float(kinds[""]["norm"]), kinds["gradient"], kinds["parameter"])
 
 
 def model(config: ModelConfig, dtype: torch.dtype = torch.float64, heads: tuple[Head, ...] = ("lm",)) -> Transformer:

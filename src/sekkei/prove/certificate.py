@@ -19,38 +19,31 @@ from sekkei.prove.faults import FAULTS
 from sekkei.prove.objectives import OBJECTIVES, TOKENS
 from sekkei.prove.worker import Row, run_rows
 
-NAMED = (
+NAMED = (  # every axis, every stage of ZeRO, every schedule, and pairs of axes
     *(Layout(dp=2, zero=zero) for zero in range(4)),
     Layout(tp=2),
-    Layout(tp=2, sequence_parallel=True),
     Layout(cp=2),
-    Layout(cp=2, zero=2),
+    *(Layout(pp=2, schedule=schedule) for schedule in CHUNKS),
+    Layout(dp=2, ep=2),
     *(Layout(dp=4, zero=zero) for zero in range(4)),
-    Layout(dp=4, zero=3, reshard=False),
     Layout(dp=4, replicate=2, zero=3),
     Layout(tp=4),
-    Layout(tp=4, sequence_parallel=True),
     Layout(cp=4),
-    Layout(cp=4, context="gather"),
-    *(Layout(dp=2, tp=2, zero=zero) for zero in range(4)),
-    Layout(dp=2, tp=2, zero=3, sequence_parallel=True),
-    *(Layout(dp=2, cp=2, zero=zero) for zero in range(4)),
-    Layout(cp=2, tp=2),
-    Layout(cp=2, tp=2, sequence_parallel=True, zero=1),
-    Layout(cp=2, tp=2, zero=3),
-    *(Layout(pp=2, schedule=schedule) for schedule in CHUNKS),
     Layout(pp=4),
-    Layout(pp=2, dp=2, zero=1),
-    Layout(pp=2, dp=2, zero=2, schedule="zero_bubble"),
+    Layout(dp=2, tp=2),
+    Layout(dp=2, cp=2, zero=1),
+    Layout(cp=2, tp=2, sequence_parallel=True),
+    Layout(pp=2, tp=2),
     Layout(pp=2, dp=2, zero=3, schedule="interleaved"),
-    Layout(pp=2, tp=2, sequence_parallel=True),
-    Layout(pp=2, cp=2),
     Layout(dp=2, tp=2, zero=3, recompute="full"),
+    Layout(dp=4, ep=2, zero=2),
+)
+MORE = (  # in `--all` beside the product: what the product leaves out
+    Layout(dp=2, cp=2, zero=3, recompute="full"),
     Layout(pp=2, cp=2, schedule="interleaved", recompute="full"),
     Layout(cp=2, tp=2, recompute="selective"),
-    Layout(dp=2, ep=2),
     Layout(cp=2, ep=2, zero=1),
-    *(Layout(dp=4, ep=2, zero=zero) for zero in range(4)),
+    *(Layout(dp=4, ep=2, zero=zero) for zero in (0, 1, 3)),
     Layout(dp=4, ep=4),
     Layout(dp=2, cp=2, ep=2, recompute="full"),
     Layout(dp=2, cp=2, ep=4, zero=2),
@@ -71,7 +64,8 @@ EIGHT = (
     Layout(pp=2, dp=2, cp=2, ep=4, zero=3),
 )
 MUON = (Layout(dp=4, zero=2), Layout(dp=2, tp=2, zero=3), Layout(pp=2, tp=2), Layout(dp=4, ep=2, zero=2))
-FLOAT32 = (Layout(dp=4, zero=3), Layout(cp=2, tp=2), Layout(pp=2, dp=2, zero=1))
+FLOAT32 = (Layout(cp=2, tp=2), Layout(dp=4, zero=3), Layout(pp=2, dp=2, zero=1))
+"""The first of each is a named row; `--all` has all of them."""
 OWN = (  # of a recipe that names no layout: one of each kind
     Layout(dp=2, zero=2),
     Layout(dp=2, zero=3),
@@ -87,7 +81,7 @@ COMPILED = (
     Layout(cp=2, compile=True),
     Layout(pp=2, compile=True),
 )
-PREFERENCES = (Layout(dp=2), Layout(tp=2), Layout(cp=2), Layout(cp=4), Layout(dp=2, cp=2, zero=2), Layout(pp=2, cp=2))
+PREFERENCES = (*SPREAD, Layout(cp=4), Layout(dp=2, cp=2, zero=2))
 OTHERS = tuple(name for name in OBJECTIVES if name not in ("tokens", "dpo"))
 
 
@@ -113,17 +107,17 @@ def rows_for(nproc: int, everything: bool, compiler: bool = True) -> list[Row]:
     """
     if nproc not in (2, 4, 8):
         raise UserError(f"--nproc={nproc}: must be 2, 4 or 8")
-    layouts = list(dict.fromkeys([*(_product(nproc) if everything else ()), *NAMED, *(EIGHT if nproc == 8 else ())]))
-    rows = [Row(layout) for layout in layouts if 1 < layout.world <= nproc]
-    rows += [Row(layout, kind="muon") for layout in MUON if layout.world <= nproc]
-    rows += [Row(layout, dtype="fp32") for layout in FLOAT32 if layout.world <= nproc]
-    rows += [Row(layout, "dpo") for layout in PREFERENCES if layout.world <= nproc]
-    rows += [Row(Layout(pp=2, cp=2) if nproc >= 4 else Layout(cp=2), name) for name in OTHERS]
+    layouts = [*NAMED, *(EIGHT if nproc == 8 else ())]
+    rows = [Row(layout) for layout in (*layouts, *((*MORE, *_product(nproc)) if everything else ()))]
+    rows += [Row(layout, kind="muon") for layout in (MUON if everything else MUON[:1])]
+    rows += [Row(layout, dtype="fp32") for layout in (FLOAT32 if everything else FLOAT32[:1])]
+    rows += [Row(Layout(pp=2, cp=2) if nproc >= 4 else Layout(cp=2), name) for name in OBJECTIVES if name != "tokens"]
     if everything:
+        rows += [Row(layout, "dpo") for layout in PREFERENCES]
         rows += [Row(layout, name) for name in OTHERS for layout in SPREAD]
         rows += [Row(layout, name, dtype="fp32") for name in ("tokens", "dpo", "grpo") for layout in SPREAD]
         rows += [Row(layout) for layout in COMPILED if compiler]
-    return list(dict.fromkeys(rows))
+    return list(dict.fromkeys(row for row in rows if row.nproc <= nproc))
 
 
 def rows_of(model: ModelConfig, layout: Layout, nproc: int) -> list[Row]:
@@ -153,7 +147,7 @@ def rows_of(model: ModelConfig, layout: Layout, nproc: int) -> list[Row]:
 
 
 def prove(rows: Sequence[Row], nproc: int, progress: Callable[[int, str], None], faults: bool = True) -> Certificate:
-    """Compute rows and, where there are 4 processes or more, the planted faults."""
+    """Compute rows and the planted faults that `nproc` processes can show."""
     planned = [Row(f.layout, f.objective, i) for i, f in enumerate(FAULTS) if f.layout.world <= nproc]  # type: ignore[arg-type]
     planted = planned if faults else []
     wanted = [*rows, *planted]

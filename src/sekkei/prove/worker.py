@@ -23,7 +23,7 @@ from sekkei.core.errors import UserError
 from sekkei.model.config import ModelConfig
 from sekkei.model.transformer import RUN_BLOCK
 from sekkei.parallel.apply import Sharded
-from sekkei.parallel.layout import Layout, Mesh
+from sekkei.parallel.layout import Groups, Layout, Mesh
 from sekkei.parallel.pipeline import Pipelined
 from sekkei.parallel.traffic import Traffic
 from sekkei.prove import case
@@ -38,6 +38,7 @@ from sekkei.train.step import Step
 LIMIT = 1e-10  # largest relative error of a gradient and of the norm, in float64
 FP32_LIMIT = 1e-5
 PARAMETER_LIMIT = 1e-9  # after the optimizer steps
+NOTE = "under way"  # the name of a file
 
 
 @dataclass(frozen=True)
@@ -116,29 +117,39 @@ def run_rows(rows: Sequence[Row], nproc: int) -> list[dict[str, Any]]:
     Raises:
         UserError: a rank died or hung; names the row.
     """
-    with tempfile.NamedTemporaryFile("r") as note:
+    with tempfile.TemporaryDirectory() as folder:
+        note = Path(folder) / NOTE
+        note.write_text("nothing yet")
         try:
-            return spawned(_compute_all, nproc, list(rows), note.name)[0]
+            return spawned(_compute_all, nproc, list(rows), folder)[0]
         except UserError as error:
-            raise UserError(f"prove: {error}, while it computed {note.read() or 'nothing yet'}") from error
+            raise UserError(f"prove: {error}, while it computed {note.read_text()}") from error
 
 
-def _compute_all(rows: Sequence[Row], note: str) -> list[dict[str, Any]]:
-    """Every row on this rank of the group; `note` is the file that tells which one is under way."""
-    answers = {question: case.single(*question) for question in dict.fromkeys(row.question for row in rows)}
-    found = []
+def _compute_all(rows: Sequence[Row], folder: str) -> list[dict[str, Any]]:
+    """Every row on this rank of the group; a file in `folder` tells which one is under way."""
+    answers, groups, found = _answers(rows, Path(folder)), Groups(), []
     for row in rows:
         if dist.get_rank() == 0:
-            Path(note).write_text(f"{row.name} ({row.objective})")
-        found.append(asdict(compute(row, answers[row.question])))
+            (Path(folder) / NOTE).write_text(f"{row.name} ({row.objective})")
+        found.append(asdict(compute(row, answers[row.question], groups)))
     return found
 
 
-def compute(row: Row, answer: case.Answer) -> Finding:
+def _answers(rows: Sequence[Row], folder: Path) -> dict[Any, case.Answer]:
+    """By question; each is answered by one rank and read by all."""
+    questions = {question: folder / str(i) for i, question in enumerate(dict.fromkeys(row.question for row in rows))}
+    for question in list(questions)[dist.get_rank() :: dist.get_world_size()]:
+        case.single(*question).save(questions[question])
+    dist.barrier()
+    return {question: case.Answer.load(file) for question, file in questions.items()}
+
+
+def compute(row: Row, answer: case.Answer, groups: Groups | None = None) -> Finding:
     """One row, on every rank of the group."""
     began = time.perf_counter()
     with planted(None if row.fault is None else FAULTS[row.fault]):
-        mesh = Mesh(row.layout, "cpu")
+        mesh = Mesh(row.layout, "cpu", groups)
         asked = OBJECTIVES[row.objective]
         whole = case.model(row.config, row.torch_dtype, asked.heads)
         whole.run_block = RUN_BLOCK[row.layout.recompute]
