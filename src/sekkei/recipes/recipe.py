@@ -27,16 +27,17 @@ from sekkei.objectives.pretrain import PretrainConfig
 from sekkei.objectives.sft import SFTConfig
 from sekkei.parallel.layout import Layout
 from sekkei.recipes.documents import DocumentsConfig
+from sekkei.recipes.imported import with_imported
 from sekkei.recipes.inference import InferenceConfig
 from sekkei.recipes.judge import JudgeConfig
 from sekkei.recipes.tune import BASE, ROLLOUTS, TuneConfig, check_line, main_line
 from sekkei.text.tokenizer import TokenizerConfig
 
 MAX_EXTENDS = 8
-LAST = "last"
+LAST, IMPORTED = "last", "imported"
 RESERVED = frozenset(
     {
-        *("base", "data", "tokenizer", "tokens", "preferences", "sft", "dpo", "grpo"),
+        *("base", "data", "tokenizer", "tokens", IMPORTED, "preferences", "sft", "dpo", "grpo"),
         *("agent", "documents", "inference", "judge", "last"),
     }
 )
@@ -50,6 +51,8 @@ class Recipe:
     Args:
         name: of the run. seed: of everything random. tracker: where metrics are mirrored.
         layout: how training is spread over processes.
+        imported: a Hugging Face folder that the life begins with; `model` and `tokenizer.vocab_size` are then its own,
+            and pretraining may be left out.
         pretrain: stages in order, by name. sft, dpo, grpo: the main line. tune: further tuning stages, in order.
         preferences: pairs of the SFT model's own answers, made where a stage learns from them.
         inference: strategies at inference time, by the stage whose model is asked; `last`: that of the main line.
@@ -59,7 +62,8 @@ class Recipe:
 
     name: str
     model: ModelConfig
-    pretrain: dict[str, PretrainConfig]
+    imported: str | None = None
+    pretrain: dict[str, PretrainConfig] = field(default_factory=dict)
     seed: int = 0
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     layout: Layout = field(default_factory=Layout)
@@ -78,10 +82,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
             raise ConfigError("name", f"got {self.name!r}, must be letters, digits, '-', '_' and '.'")
-        if not self.pretrain:
-            raise ConfigError("pretrain", "needs at least one stage")
-        first = next(iter(self.pretrain))
-        if self.pretrain[first].rope_factor != 1:
+        if not self.pretrain and (self.imported is None or not self.tuning):
+            raise ConfigError("pretrain", "needs at least one stage; or name a checkpoint to tune, imported: FOLDER")
+        first = next(iter(self.pretrain), None)
+        if first is not None and self.pretrain[first].rope_factor != 1:
             raise ConfigError(f"pretrain.{first}.rope_factor", "no stage before it, so no positions to rescale")
         for stage, config in self.pretrain.items():
             if config.context > self.model.max_context:
@@ -153,8 +157,10 @@ class Recipe:
         return (line[-1] if line else None) if name == LAST else name
 
     def stage_of(self, start: str) -> str:
-        """The stage that `base`, or a stage's own name, means."""
-        return f"pretrain.{list(self.pretrain)[-1]}" if start == BASE else start
+        """The stage that `base` (the last of pretraining, or what was imported), or a stage's own name, means."""
+        if start != BASE:
+            return start
+        return f"pretrain.{list(self.pretrain)[-1]}" if self.pretrain else IMPORTED
 
     def key_of(self, name: str) -> str:
         """Where a tuning stage's settings stand in the recipe."""
@@ -201,6 +207,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
         stages = data.get(part)
         if isinstance(stages, dict):  # null removes a stage that the base recipe has
             data[part] = {key: stage for key, stage in stages.items() if stage is not None}
+    data = with_imported(data)
     try:
         return loader.from_mapping(Recipe, data)
     except ConfigError as error:

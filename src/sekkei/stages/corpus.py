@@ -26,6 +26,7 @@ from sekkei.data.code import docstring_facts, read_code
 from sekkei.data.recitals import recitals
 from sekkei.data.shards import Writer
 from sekkei.data.tasks import chain
+from sekkei.recipes.imported import WORDS, folder_digest, read_imported
 from sekkei.recipes.recipe import Recipe
 from sekkei.stages.run import Figures, Run, versions
 from sekkei.text.clean import clean
@@ -115,27 +116,37 @@ def read_facts(data: Path) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class TokenizerStage:
-    """Learns byte-level BPE merges from the training side of every domain."""
+    """Learns byte-level BPE merges from the training side of every domain; or takes the imported folder's."""
 
     recipe: Recipe
     name: str = "tokenizer"
     version: int = 1
     together: bool = False
-    reads: tuple[str, ...] = ("data",)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("data",) if self.recipe.imported is None else ()
 
     @property
     def config(self) -> Any:
         made_with = version("tokenizers")
+        if self.recipe.imported is not None:
+            return {"imported": folder_digest(Path(self.recipe.imported), *WORDS), "made_with": made_with}
         percent = self.recipe.data.heldout_percent
         return {"tokenizer": self.recipe.tokenizer, "heldout_percent": percent, "made_with": made_with}
 
     def run(self, run: Run, out: Path) -> Figures:
+        folder = self.recipe.imported
+        tokenizer = self._learned(run) if folder is None else read_imported(Path(folder)).tokenizer
+        tokenizer.save(out)
+        return {"tokenizer.vocab_size": tokenizer.vocab_size}
+
+    def _learned(self, run: Run) -> Tokenizer:
         texts = list(self._texts(run.artifact("data")))
         with run.console.bar("tokenizer", 1) as bar:
             tokenizer = train_tokenizer(texts, self.recipe.tokenizer, whole=chain.words(self.recipe.data.chain))
             bar.update(1)
-        tokenizer.save(out)
-        return {"tokenizer.vocab_size": tokenizer.vocab_size}
+        return tokenizer
 
     def _texts(self, data: Path) -> Iterator[str]:
         config = self.recipe.data

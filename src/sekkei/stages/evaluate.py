@@ -22,7 +22,7 @@ from sekkei.evals.reasoning import ChainExam, held_out_problems
 from sekkei.model.config import RopeScaling
 from sekkei.model.transformer import Transformer
 from sekkei.parallel.ops import LocalOps
-from sekkei.recipes.recipe import Recipe
+from sekkei.recipes.recipe import IMPORTED, Recipe
 from sekkei.stages.corpus import read_facts, splits_of
 from sekkei.stages.model_artifact import load_model
 from sekkei.stages.pretrain import initial_model
@@ -39,7 +39,8 @@ class BitsStage:
     """Held-out bits per byte of a pretraining checkpoint, by domain and by position.
 
     Where the stage rescaled positions, the checkpoint before it is measured too, rescaled but not trained:
-    the control that shows what training on long rows added. Before the first stage there are the initial weights.
+    the control that shows what training on long rows added. Before the first stage there are the initial weights, or
+    those that were imported.
     """
 
     recipe: Recipe
@@ -56,7 +57,8 @@ class BitsStage:
     @property
     def reads(self) -> tuple[str, ...]:
         own = (f"pretrain.{self.key}",)
-        return ("tokenizer", "tokens", *own, *([self.before] if self.rescaled and self.before else []))
+        compared = self.before is not None and (self.rescaled is not None or self.before == IMPORTED)
+        return ("tokenizer", "tokens", *own, *([self.before] if compared and self.before else []))
 
     @property
     def config(self) -> Any:
@@ -81,6 +83,8 @@ class BitsStage:
             measured = {prefix: score}
             if self.before is None:
                 measured["pretrain.start"] = scorer(run, initial_model(self.recipe, tokenizer))
+            elif self.before == IMPORTED:
+                measured["pretrain.start"] = scorer(run, load_model(run.artifact(IMPORTED) / "model"))
             for label, model in measured.items():
                 for done, domain in enumerate(BITS_DOMAINS):
                     bits = domain_bits(model, shards[domain], context, sizes, self.recipe.eval.tokens)

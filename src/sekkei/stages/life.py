@@ -1,6 +1,8 @@
 """The life of a model: which stages a recipe has, in order, and how a run of them begins and ends.
 
 data → tokenizer → tokens → pretrain.* (each with its bits) → [base] → sft → preferences → dpo → grpo → tune.* → report
+
+With `imported`, a checkpoint is taken in after its tokenizer; without pretraining stages it is the base.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from sekkei.stages.agent import AgentStage
 from sekkei.stages.corpus import DataStage, TokenizerStage, TokensStage
 from sekkei.stages.documents import DocumentsStage
 from sekkei.stages.evaluate import BitsStage, EvaluateStage
+from sekkei.stages.imported import ImportedStage
 from sekkei.stages.inference import InferenceStage
 from sekkei.stages.judge import JudgeStage
 from sekkei.stages.paired import PairedStage
@@ -53,11 +56,15 @@ class Selection:
 
 def stages_of(recipe: Recipe) -> list[Stage]:
     """All stages of a recipe in order."""
-    stages: list[Any] = [DataStage(recipe), TokenizerStage(recipe), TokensStage(recipe)]
+    stages: list[Any] = [DataStage(recipe), TokenizerStage(recipe)]
+    if recipe.pretrain:
+        stages.append(TokensStage(recipe))
+    if recipe.imported is not None:
+        stages.append(ImportedStage(recipe))
     for key in recipe.pretrain:
         stage = PretrainStage(recipe, key)
         stages += [stage, BitsStage(recipe, key, stage.before, stage.rescaled)]
-    base = f"pretrain.{list(recipe.pretrain)[-1]}"
+    base = recipe.stage_of(BASE)
     stages.append(EvaluateStage(recipe, base, "base"))
     if any(tune.form == "document" and tune.start == BASE for tune in recipe.tuning.values()):
         stages.append(EvaluateStage(recipe, base, "base-document", "document"))  # what RL on it begins with

@@ -17,7 +17,7 @@ from sekkei.model.config import RopeScaling
 from sekkei.model.init import build
 from sekkei.model.transformer import Transformer
 from sekkei.objectives.pretrain import Pretrain, PretrainConfig
-from sekkei.recipes.recipe import Recipe
+from sekkei.recipes.recipe import IMPORTED, Recipe
 from sekkei.stages.corpus import splits_of
 from sekkei.stages.model_artifact import load_model, save_trained
 from sekkei.stages.run import Figures, Run
@@ -39,7 +39,7 @@ def initial_model(recipe: Recipe, tokenizer: Tokenizer) -> Transformer:
 
 @dataclass(frozen=True)
 class PretrainStage:
-    """One stage of the curriculum. The first starts from initial weights, the others from the one before."""
+    """One stage of the curriculum. The first starts from initial or imported weights, others from the one before."""
 
     recipe: Recipe
     key: str
@@ -59,7 +59,8 @@ class PretrainStage:
         """The stage whose model this one goes on with."""
         keys = list(self.recipe.pretrain)
         index = keys.index(self.key)
-        return f"pretrain.{keys[index - 1]}" if index else None
+        first = None if self.recipe.imported is None else IMPORTED
+        return f"pretrain.{keys[index - 1]}" if index else first
 
     @property
     def rescaled(self) -> RopeScaling | None:

@@ -319,7 +319,10 @@ def open_folder(folder: Path, recipe: Recipe) -> None:
 
 def recipe_digest(recipe: Recipe) -> str:
     """Of the resolved recipe: two runs of the same digest and versions are the same run."""
-    return atomic.sha256_json(loader.to_mapping(recipe))
+    keys = loader.to_mapping(recipe)
+    if recipe.imported is None:
+        del keys["imported"]  # as it was before there was a choice
+    return atomic.sha256_json(keys)
 
 
 def artifact_parts(out: Path) -> dict[str, str]:
