@@ -103,9 +103,9 @@ def test_the_curve(exam: ChainExam) -> None:
     assert rows[2]["steps"] == 3
     assert rows[3]["extended"] == 1
     figures = budget_figures(rows)
-    assert figures["budget.90.accuracy"] == 1.0
-    assert figures["budget.90.extended.1.thinking_tokens"] > figures["budget.90.thinking_tokens"]
-    assert len(figures) == 4 * 7
+    assert figures["budget.t90.accuracy"] == 1.0
+    assert figures["budget.t90_x1.thinking_tokens"] > figures["budget.t90.thinking_tokens"]
+    assert len(figures) == 4 * 5
 
 
 def test_settings_are_checked() -> None:

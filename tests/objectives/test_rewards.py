@@ -1,4 +1,4 @@
-"""Form, length, tests of code, marks: what each is worth by hand, and that every failure is counted by name."""
+"""Form, length, tests of code: what each is worth by hand, and that every failure is counted by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.engine.request import Completion, Request, Sampling
 from sekkei.model.output import Output
-from sekkei.objectives.rewards import code_reward, form_reward, length_reward, mark_reward
+from sekkei.objectives.rewards import code_reward, form_reward, length_reward
 from sekkei.objectives.rollout import Prompt, Reward, group_figures, roll_out, weighted
 from sekkei.parallel.ops import LocalOps
 from sekkei.tools.sandbox import capabilities
@@ -73,17 +73,6 @@ def test_code_that_passes_its_tests() -> None:
         assert reward(said(f"```python\n{wrong}\n```")) == 0, wrong
     forever = code_reward(read, "assert True", Limits(seconds=1))
     assert forever(said("while True: pass")) == 0
-
-
-def test_the_marks_of_a_judge() -> None:
-    marked: list[str] = []
-
-    def mark(text: str) -> float:
-        marked.append(text)
-        return 0.25
-
-    assert mark_reward(read, mark)(said("<think>hm</think>So it is.")) == 0.25
-    assert marked == ["So it is."]  # thoughts are not judged
 
 
 def context(answers: list[Completion]) -> Context:

@@ -170,9 +170,10 @@ def _point(
 
 
 def budget_figures(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The rows by name: `budget.<tokens>[.extended.<times>].<figure>`."""
+    """The rows of a curve by name: `budget.t<tokens>[_x<extensions>].<figure>`, of those that a report compares."""
     figures = {}
     for row in rows:
-        name = f"budget.{int(row['budget'])}" + (f".extended.{int(row['extensions'])}" if row["extensions"] else "")
-        figures |= {f"{name}.{key}": value for key, value in row.items() if key not in ("budget", "extensions")}
+        extended = f"_x{row['extensions']:.0f}" if row["extensions"] else ""
+        point = f"budget.t{row['budget']:.0f}{extended}"
+        figures |= {f"{point}.{name}": row[name] for name in ("accuracy", "low", "high", "thinking_tokens", "steps")}
     return figures

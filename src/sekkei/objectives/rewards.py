@@ -1,14 +1,13 @@
-"""Reward functions to be weighed against each other: form, length, tests of code, and whoever gives marks.
+"""Reward functions to be weighed against each other: form, length, and tests of code.
 
     judge = weighted({"right":  (exact, 1.0),                       rollout.py: reward = Σ weight · value
                       "format": (form_reward(read), 0.1),           1 a closed think block, then an answer; else 0
                       "length": (length_reward(64, 128), 0.2),      0 up to 64 tokens, -1 at 128 (DAPO, eq. 13)
-                      "tests":  (code_reward(read, tests), 1.0),    1 all tests pass, in the sandbox; else 0
-                      "marks":  (mark_reward(read, mark), 0.5)})    what a judge or reward model says of the text
+                      "tests":  (code_reward(read, tests), 1.0)})   1 all tests pass, in the sandbox; else 0
 
 `read` gives a completion's text from its think block on, without the stop token. A function that raises, or gives no
 finite number, is named in the error that stops the run; with `reward_errors: skip` its answer is left out and counted
-under `reward_errors/<name>`, for a judge that failed is no reward of 0. What only the user can mend (a UserError: no
+under `reward_errors/<name>`, for a function that failed is no reward of 0. What only the user can mend (a UserError: no
 sandbox, an endpoint out of reach) always stops the run. A program that breaks a limit or fails its tests is wrong,
 which is no error.
 
@@ -74,8 +73,3 @@ def code_reward(read: Read, tests: str, limits: Limits | None = None) -> Reward:
         return float(result.ok and result.stdout.rstrip().endswith(mark))
 
     return reward
-
-
-def mark_reward(read: Read, mark: Callable[[str], float]) -> Reward:
-    """What a judge, a reward model or a classifier says of the visible answer, also of one that was cut off."""
-    return lambda completion: float(mark(parse_reply(read(completion)).content))

@@ -15,7 +15,7 @@ from typing import Any
 
 from sekkei.core import atomic
 from sekkei.engine.engine import Engine
-from sekkei.evals.budget import BudgetConfig, budget_curve
+from sekkei.evals.budget import BudgetConfig, budget_curve, budget_figures
 from sekkei.evals.reasoning import ChainExam, held_out_problems
 from sekkei.llm.engine import EngineBackend
 from sekkei.llm.face import LLM
@@ -85,11 +85,4 @@ class InferenceStage:
         exam = ChainExam(engine, tokenizer, problems, sizes.max_tokens, self.recipe.form_of(self.asked))
         rows = budget_curve(exam, asked, seed)
         atomic.write_json(out / "budget.json", rows)
-        figures: Figures = {}
-        for row in rows:
-            extended = f"_x{row['extensions']:.0f}" if row["extensions"] else ""
-            point = f"{self.name}.budget.t{row['budget']:.0f}{extended}"
-            figures |= {
-                f"{point}.{name}": row[name] for name in ("accuracy", "low", "high", "thinking_tokens", "steps")
-            }
-        return figures
+        return {f"{self.name}.{name}": value for name, value in budget_figures(rows).items()}
