@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
+import tokenizers
+
+from sekkei.core import atomic
+from sekkei.data.shards import Writer
+from sekkei.evals.local import LocalBackend, own_model
 from sekkei.evals.outcome import Outcome, figures, from_json, mean, ratio
 from sekkei.evals.overlap import overlap
+from sekkei.evals.suite import Subject, with_overlap
+from sekkei.llm.face import LLM
 from sekkei.llm.protocol import Usage
+from sekkei.model.config import ModelConfig
+from sekkei.model.init import build
+from sekkei.text.tokenizer import TokenizerConfig, train_tokenizer
 from sekkei.tools.statistics import wilson
 
 WORDS = [f"word{number}" for number in range(5000)]
@@ -47,6 +59,46 @@ def test_scripts_without_spaces_are_compared_by_character() -> None:
     )
     assert overlap([(sentence,)], [f"前置き。{sentence}後書き。"], "test")["overlapping"] == 1
     assert overlap([(sentence,)], ["その朝、庭は静かで、古い地図がどこへ行ったのか"], "test")["overlapping"] == 0
+
+
+def test_a_run_is_searched_whole(tmp_path: Path) -> None:
+    """Documents of the house and of the user's own sources, and files of tuning; what is not at hand is named."""
+    rng = random.Random(2)
+    items = [(text(rng, 20),) for _ in range(4)]
+    tokenizer = train_tokenizer([" ".join(WORDS)], TokenizerConfig(vocab_size=300))
+    with atomic.new_folder(tmp_path / "tokens" / "shards") as folder:
+        writer = Writer(folder, tokenizer.vocab_size)
+        for domain, said in (("docs", text(rng, 30)), ("web", items[0][0])):  # web: of data.sources
+            writer.write(f"{domain}.train", [[tokenizer.bos_id, *tokenizer.encode(said), tokenizer.end_id]])
+            writer.write(f"{domain}.heldout", [[tokenizer.bos_id, *tokenizer.encode(items[3][0]), tokenizer.end_id]])
+        writer.close()
+    talks, sums = tmp_path / "talks.jsonl", tmp_path / "sums.jsonl"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": items[1][0]}]
+    talks.write_text(json.dumps({"messages": turns}) + "\n")
+    sums.write_text(json.dumps({"question": items[2][0], "answer": "#### 1"}) + "\n")
+    tune = {"rl": {"start": "sft", "path": str(sums), "grpo": {}}, "more": {"sft": {"path": "hub:some/talks"}}}
+    recipe = {"imported": "checkpoint", "sft": {"path": str(talks)}, "tune": tune}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    config = ModelConfig(hidden_size=8, num_layers=1, num_heads=1, num_kv_heads=1, intermediate_size=8, vocab_size=300)
+    outcome = Outcome(task="t", items=4, figures={}, usage=Usage(0, 0), texts=items)
+
+    def found(stage: str) -> dict:
+        inner = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer" / "tokenizer.json"))
+        local = own_model("m", build(config, 0), tokenizer, inner, chats=True, stage=stage, run_dir=tmp_path)
+        with LLM(LocalBackend(local)) as llm:
+            return dict(with_overlap(outcome, Subject(llm=llm, local=local)).overlap)
+
+    tokenizer.save(tmp_path / "tokenizer")
+    assert found("pretrain.long")["places"] == [0]
+    tuned = found("sft")
+    assert tuned["places"] == [0, 1, 2]
+    assert tuned["against"] == (
+        f"{tmp_path}: pretraining documents, {talks}, {sums} "
+        "(not searched: hub:some/talks, what the imported checkpoint was trained on)"
+    )
+    talks.unlink()
+    assert found("sft")["overlap"] == "unknown"
+    assert "talks.jsonl: no such file" in found("sft")["why"]
 
 
 def test_means_have_the_interval_that_fits() -> None:

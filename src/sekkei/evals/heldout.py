@@ -11,10 +11,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from sekkei.core.config import read_yaml
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.core.seed import derive_seed
 from sekkei.data.batch import Batch
@@ -25,6 +27,7 @@ from sekkei.evals.local import LocalModel
 from sekkei.evals.outcome import Outcome, ratio
 from sekkei.llm.protocol import Usage
 from sekkei.model.output import Output
+from sekkei.objectives.conversations import records
 from sekkei.parallel.ops import LocalOps
 from sekkei.train.step import PlainStep
 
@@ -136,7 +139,7 @@ def read_text(path: Path) -> str:
 
 
 def training_texts(local: LocalModel) -> Iterator[str]:
-    """Every document that the run's model was pretrained on, decoded.
+    """Every document that the run's model was pretrained on, decoded; those of `data.sources` are among them.
 
     Raises:
         UserError: as `heldout_documents`.
@@ -144,6 +147,36 @@ def training_texts(local: LocalModel) -> Iterator[str]:
     for shard in _shards(local, TRAIN).values():
         for place in range(len(shard)):
             yield local.inner.decode(shard[place].tolist(), skip_special_tokens=True)
+
+
+def tuning_files(local: LocalModel) -> list[str]:
+    """Files of the user's own that tuning stages of the run may have learned from: conversations, pairs, problems."""
+    if local.run_dir is None or local.stage.startswith("pretrain."):
+        return []
+    recipe: Any = read_yaml(local.run_dir / "recipe.yaml")
+    parts = [recipe.get("sft"), recipe.get("preferences")]
+    for stage in (recipe.get("tune") or {}).values():
+        parts += [stage, *(part for part in stage.values() if isinstance(part, dict))]
+    return list(dict.fromkeys(part["path"] for part in parts if part and part.get("path")))
+
+
+def file_texts(path: str) -> Iterator[str]:
+    """Every text in the records of such a file, whatever its format calls it.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    waiting: list[Any] = []
+    for _, record in records(path):
+        waiting.append(record)
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, str):
+                yield value
+            elif isinstance(value, Mapping):
+                waiting += value.values()
+            elif isinstance(value, Sequence):
+                waiting += value
 
 
 def _shards(local: LocalModel, side: str) -> dict[str, Shard]:

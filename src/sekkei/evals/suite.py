@@ -10,13 +10,14 @@ Replies themselves are cached by `llm/cache.py` in the same folder, so a task th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from sekkei.core import atomic
-from sekkei.core.config import to_mapping
+from sekkei.core.config import read_yaml, to_mapping
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.core.progress import Console
 from sekkei.evals import chains, choice, code, heldout, instructions, legacy, maths, needle, overlap
@@ -25,6 +26,7 @@ from sekkei.evals.local import LocalBackend, LocalModel
 from sekkei.evals.outcome import Outcome, figures, from_json, mean
 from sekkei.llm.face import LLM
 from sekkei.llm.protocol import Settings
+from sekkei.objectives.conversations import HUB
 
 FORMAT = 1  # of parts and results
 TASKS = {
@@ -182,7 +184,7 @@ def measure(
             found.append(from_json(json.loads(part.read_text(encoding="utf-8"))))
             continue
         outcome = _run(task, subject, config, console)
-        outcome = _with_overlap(outcome, subject)
+        outcome = with_overlap(outcome, subject)
         if part is not None:
             atomic.write_json(part, outcome.as_json())
         found.append(outcome)
@@ -293,15 +295,30 @@ def _chain(subject: Subject, config: SuiteConfig, console: Console) -> Outcome:
     return outcome
 
 
-def _with_overlap(outcome: Outcome, subject: Subject) -> Outcome:
+def _training_data(local: LocalModel) -> tuple[Iterator[str], str]:
+    """What a run's model was trained on, as far as it is at hand, and what that is.
+
+    Raises:
+        UserError: the run's pretraining documents, or a file of the user's own, are not there any more.
+    """
+    assert local.run_dir is not None
+    files, recipe = heldout.tuning_files(local), read_yaml(local.run_dir / "recipe.yaml")
+    here = [path for path in files if not path.startswith(HUB)]
+    documents = chain(heldout.training_texts(local), *(heldout.file_texts(path) for path in here))
+    told = ", ".join([f"{local.run_dir}: pretraining documents", *here])
+    unseen = [path for path in files if path not in here]
+    unseen += ["what the imported checkpoint was trained on"] if recipe.get("imported") else []
+    return documents, told + (f" (not searched: {', '.join(unseen)})" if unseen else "")
+
+
+def with_overlap(outcome: Outcome, subject: Subject) -> Outcome:
     """The outcome with what of its items stands in the training data, and its figures without those items."""
     if outcome.task in GENERATED:
         return replace(outcome, overlap={"overlap": "none by construction", "why": "the items are generated"})
     if subject.local is None or subject.local.run_dir is None:
         return replace(outcome, overlap=overlap.unknown("the training data of this model are not at hand"))
     try:
-        documents = heldout.training_texts(subject.local)
-        found = overlap.overlap(outcome.texts, documents, f"{subject.local.run_dir}: pretraining documents")
+        found = overlap.overlap(outcome.texts, *_training_data(subject.local))
     except UserError as error:
         return replace(outcome, overlap=overlap.unknown(str(error)))
     places = set(found["places"])
