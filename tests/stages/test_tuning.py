@@ -16,6 +16,7 @@ from sekkei.llm.run_folder import choose_stage
 from sekkei.model.lora import load_lora, merge_lora
 from sekkei.recipes.recipe import load
 from sekkei.stages.model_artifact import load_model
+from sekkei.stages.preferences import read_pairs
 from sekkei.stages.problems import asker
 from sekkei.text.tokenizer import Tokenizer
 
@@ -23,7 +24,7 @@ Call = Callable[..., tuple[int, str]]
 KINDS = """
 extends: smoke
 tune:
-  rm: {start: sft, reward: {steps: 4, pairs: 8, optim: {lr: 1.0e-2}}}
+  rm: {start: sft, reward: {steps: 4, pairs: 8, unmatched: true, optim: {lr: 1.0e-2}}}
   ppo: {start: sft, scored_by: rm, ppo: &ppo {steps: 3, prompts: 4, samples: 2, epochs: 2, max_tokens: 24,
         reward_model: 0.5, loop: {checkpoint_every: 1}}}
   shared: {start: sft, ppo: {steps: 1, prompts: 4, epochs: 1, max_tokens: 24, critic: shared, kl: 0}}
@@ -158,6 +159,14 @@ def test_the_calculator_and_rollouts_ahead_run_in_a_recipe(copy: Path, call: Cal
         assert code == 0, shown
     steps = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
     assert [s["staleness"] for s in steps if s["stage"] == "ahead" and "staleness" in s][-1] == 1.0
+
+
+def test_pairs_of_other_lengths_are_for_those_who_ask(copy: Path) -> None:
+    apart, whole = read_pairs(copy / "preferences"), read_pairs(copy / "preferences", unmatched=True)
+    assert all(len(p.chosen) == len(p.rejected) for p in apart["train"] if p.kind == "right")
+    more = [pair for pair in whole["train"] if pair not in apart["train"]]
+    assert more
+    assert all(pair.kind == "unmatched" and len(pair.chosen) != len(pair.rejected) for pair in more)
 
 
 def test_a_model_without_right_answers_teaches_nothing(copy: Path, recipe: Path, call: Call) -> None:

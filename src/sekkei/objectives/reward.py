@@ -40,10 +40,17 @@ BINS = 10  # of the calibration error, as in Guo et al. 2017, section 2 (they us
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
-    """A reward model. pairs: of the global batch. center: weight c of the centring term; 0 = none."""
+    """A reward model.
+
+    Args:
+        pairs: of the global batch. center: weight c of the centring term; 0 = none.
+        unmatched: learn from right and wrong answers of different lengths too (stages/preferences.py). Without them it
+            knows nothing about length, and what is trained against it goes where it knows nothing.
+    """
 
     steps: int
     pairs: int = 32
+    unmatched: bool = False
     center: float = 0.0
     micro_tokens: int = 8192
     optim: OptimConfig = field(default_factory=OptimConfig)

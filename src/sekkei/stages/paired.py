@@ -64,7 +64,7 @@ class PairedStage:
         return {self.tune.kind: self.tune.config, "lora": self.tune.lora}
 
     def run(self, run: Run, out: Path) -> Figures:
-        pairs = read_pairs(run.artifact("preferences"))
+        pairs = read_pairs(run.artifact("preferences"), getattr(self.tune.config, "unmatched", False))
         work = {"dpo": self._dpo, "kto": self._kto, "reward": self._reward}[self.tune.kind]
         return {f"{self.name}.{name}": value for name, value in work(run, out, pairs).items()}
 

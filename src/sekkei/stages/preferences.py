@@ -3,8 +3,9 @@
 Of a problem's sampled answers, a right one is preferred to a wrong one *of the same length*, and an answer
 that ended to one that rambled on to the length limit. Matching lengths keeps DPO from learning "longer is
 better" in place of "right is better" (Park et al. 2024, "Disentangling Length from Quality in DPO"). Pairs
-of a refusal before compliance (and of an answer before a needless refusal) join in: they are written, not
-sampled.
+of other lengths are kept apart (kind "unmatched"): a reward model may ask for them, since one that never saw an
+answer beside a longer one says nothing about how much thinking is worth. Pairs of a refusal before compliance
+(and of an answer before a needless refusal) join in: they are written, not sampled.
 
     preferences/pairs.jsonl     {"split", "kind", "prompt", "chosen", "rejected"}, token ids
 """
@@ -37,6 +38,7 @@ from sekkei.text.chat import encode_prompt
 from sekkei.text.tokenizer import Tokenizer
 
 PAIRS = "pairs.jsonl"
+UNMATCHED = "unmatched"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class PreferencesStage:
 
     recipe: Recipe
     name: str = "preferences"
-    version: int = 1
+    version: int = 2
     together: bool = False
 
     @property
@@ -70,7 +72,8 @@ class PreferencesStage:
                 pairs = own_pairs(engine, tokenizer, self.recipe, split, prompts)
                 if not pairs:
                     run.console.say(f"  preferences: the model's own answers make no {split} pair")
-                pairs += refusal_pairs(tokenizer, self.recipe.seed, split, len(pairs), config)
+                matched = sum(pair.kind != UNMATCHED for pair in pairs)
+                pairs += refusal_pairs(tokenizer, self.recipe.seed, split, matched, config)
                 for pair in pairs:
                     longest = max(len(pair.chosen), len(pair.rejected)) + len(pair.prompt)
                     check_length(longest, "preferences: an answer", self.recipe.model.max_context)
@@ -107,7 +110,7 @@ def own_pairs(engine: Engine, tokenizer: Tokenizer, recipe: Recipe, split: Split
         rambling = [c for c in group if c.finish_reason == "length"]
         wrong = [c for c in group if c.finish_reason == "stop" and not exam.right(problem, c)]
         made = _match(*_same_length(right, wrong), prompt, "right") + _match(right or wrong, rambling, prompt, "ended")
-        pairs += made[: config.per_prompt]
+        pairs += made[: config.per_prompt] + _other_lengths(right, wrong, prompt)[: config.per_prompt]
     return pairs
 
 
@@ -123,6 +126,12 @@ def _same_length(
             left.append(answer)
             right.append(partner)
     return left, right
+
+
+def _other_lengths(better: Sequence[Completion], worse: Sequence[Completion], prompt: tuple[int, ...]) -> list[Pair]:
+    """Pairs of which one answer is longer than the other."""
+    unlike = [pair for pair in zip(better, worse, strict=False) if len(pair[0].token_ids) != len(pair[1].token_ids)]
+    return [Pair(prompt, a.token_ids, b.token_ids, UNMATCHED) for a, b in unlike]
 
 
 def _match(better: Sequence[Completion], worse: Sequence[Completion], prompt: tuple[int, ...], kind: str) -> list[Pair]:
@@ -154,15 +163,19 @@ def read_margins(folder: Path) -> list[float] | None:
     return margins if any(margins) else None
 
 
-def read_pairs(folder: Path) -> dict[str, list[Pair]]:
+def read_pairs(folder: Path, unmatched: bool = False) -> dict[str, list[Pair]]:
     """Pairs by split.
 
+    Args:
+        unmatched: also those of answers of other lengths.
     Raises:
         UserError: one side of the split is empty.
     """
     found: dict[str, list[Pair]] = {"train": [], "test": []}
     for line in (folder / PAIRS).read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
+        if record["kind"] == UNMATCHED and not unmatched:
+            continue
         ids = (tuple(record[name]) for name in ("prompt", "chosen", "rejected"))
         found[record["split"]].append(Pair(*ids, record["kind"]))
     if not found["train"] or not found["test"]:
