@@ -1,7 +1,8 @@
 """Texts with a verdict: what the default blocks must keep, and what they must drop, each with the rule it should hit.
 
 English and Japanese, written for this file. A case is (name, language, rule, text); rule "" keeps. Clean prose stands
-beside the boilerplate, link lists, keyword spam, mojibake and machine noise of real crawls.
+beside the boilerplate, link lists, keyword spam, mojibake and machine noise of real crawls. PAGES are cases in HTML, of
+shapes that a real crawl has, with a piece of text that must be in what is kept.
 """
 
 # ruff: noqa: E501  # texts are whole
@@ -223,4 +224,19 @@ DROP = [
     ("ja-lost-bytes", "ja", "mojibake", "".join("\ufffd" if i % 4 == 0 else c for i, c in enumerate(_JA[0]))),
     ("en-lost-bytes", "en", "mojibake", _EN[0].replace("e", "\ufffd")),
     ("ja-half-utf8", "ja", "mojibake", "縺薙縺縺ｯ繝縺ｮ縺" * 20 + "。"),
+]  # fmt: skip
+
+_FACTS = "".join(f"<li>{sentence.strip()}, <a href=/x>as they say</a>.</li>" for sentence in _RAW[0].split(".") if sentence)
+_NAV = "".join(f"<li><a href=/{i}>{name}</a></li>" for i, name in enumerate(("Home", "About us", "Products", "Sign in") * 8))
+_SETUP = "from ferry import boat\n\nboat.go(to = 'the island')"  # C4 removes lines of one or two words
+
+PAGES = [
+    # a heading, a line and a list of sentences just below <body>: resiliparse alone took the list for a menu
+    ("en-facts-in-a-list", "en", "", f"<h1>Facts</h1><p>In no particular order, here they are.</p><ul>{_FACTS}</ul>", "first cold morning"),
+    ("ja-facts-in-a-list", "ja", "", f"<h1>覚え書き</h1><p>順不同で記す。</p><ul>{''.join(f'<li>{s}。</li>' for s in _JA[3].split('。') if s)}</ul>", "日光で"),
+    # code in a <figure>, as Jekyll writes it: resiliparse alone left a text that points at nothing
+    ("en-code-in-a-figure", "en", "", f"<p>{_EN[1]}</p><p>{_EN[5]}</p><p>{_EN[6]}</p><p>This is the file:</p><figure class=highlight><pre><code>{_SETUP}</code></pre></figure>", _SETUP),
+    ("en-list-of-links", "en", "gopher_quality.words", f"<h1>Pages</h1><p>Here they are.</p><ul>{_NAV}</ul>", ""),
+    ("en-menu-beside-prose", "en", "", f"<ul>{_NAV}</ul><main><h1>Winter</h1><p>{_EN[0]}</p></main>", "The ferry left"),
+    ("ja-menu-beside-prose", "ja", "", f"<ul>{''.join(f'<li><a href=/>{name}</a></li>' for name in ('会社概要', '製品情報', '採用情報') * 8)}</ul><p>{_JA[0]}</p>", "夜明け前"),
 ]  # fmt: skip

@@ -57,6 +57,37 @@ def test_main_content_without_navigation_and_scripts() -> None:
         assert junk not in text
 
 
+PROSE = f"<p>{'The ferry left the island before dawn, and people walked home along the beach. ' * 4}</p>"
+
+
+@pytest.mark.parametrize("wrap", ["{}", "<main>{}</main>", "<div><div><div><div>{}</div></div></div></div>"])
+@pytest.mark.parametrize(
+    ("fragment", "kept"),
+    [
+        # cases of a crawl: soldaini.net, maria-antoniak.github.io, kyleclo.com
+        ("<figure class='highlight'><pre><code>import os</code></pre></figure>", "import os"),
+        ("<figure class=wp-block-table><table><tr><td>tea<td>milk</table></figure>", "tea  milk"),
+        ("<figure><img src=a alt=b><figcaption>A cat.</figcaption></figure>", ""),
+        ("<p>I do:</p> <ul><li><b>Lead</b> of data</li><li>Cook</li></ul>", "I do:\n\n  • Lead of data\n  • Cook"),
+        (
+            "<p>I made:</p><ul><li><a href=x>Mallet</a> (a wrapper of a library)</li><li><a href=y>A scraper</a> "
+            "(it collects reviews)<ul><li>old</li></ul></li></ul>",
+            "I made:\n\n  • Mallet (a wrapper of a library)\n  • A scraper (it collects reviews)\n    • old",
+        ),
+        ("<p>Pages:</p><ul><li><a href=x>Home</a></li><li><a href=y>Shop</a> <a href=z>Cart</a></li></ul>", "Pages:"),
+        ("<ul><li><a href=x>Home</a></li><li><a href=y>Shop</a></li></ul>", ""),
+    ],
+)
+def test_figures_of_code_and_lists_behind_a_paragraph_stay_and_menus_go(fragment: str, kept: str, wrap: str) -> None:
+    text = extract_html(f"<html><body>{wrap.format(PROSE + fragment + PROSE)}</body></html>")
+    before, between, after = text.split(PROSE[3:-5].strip())
+    assert (before, between.strip(), after) == ("", kept, "")
+
+
+def test_a_list_that_is_never_closed_is_left_to_the_parser() -> None:
+    assert "Mallet" in extract_html(f"<body><div><div><div>{PROSE}<p>I made:</p><ul><li>Mallet, a wrapper</div>{PROSE}")
+
+
 def test_pydoc_layout_is_undone() -> None:
     html = """<body><table><tr><td>&nbsp;<br><strong>random</strong></td><td class="extra">index</td></tr>
     </table><table><tr><td><span>&nbsp;&nbsp;&nbsp;</span></td><td><dl><dt><strong>gauss</strong>(mu)</dt>

@@ -6,14 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.text.labelled import DROP, KEEP
+from tests.text.labelled import DROP, KEEP, PAGES
 
 from sekkei.text.document import Document
+from sekkei.text.page import Page
 from sekkei.text.pipeline import declare
 
 pytest.importorskip("ftfy", reason="the extra `data` is not installed")
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-FUNCTIONS = [block.build() for block in declare.parse(list(declare.DEFAULT))[1:] if not declare.is_corpus(block)]
+EXTRACT, *FUNCTIONS = [block.build() for block in declare.parse(list(declare.DEFAULT)) if not declare.is_corpus(block)]
 
 
 def verdict(text: str) -> tuple[str, Document | None]:
@@ -48,6 +49,18 @@ def test_bad_texts_go_by_their_rule(name: str, lang: str, rule: str, text: str) 
     found, _ = verdict(text)
     assert found.startswith(rule), (name, found)
     assert found
+
+
+@pytest.mark.parametrize(("name", "lang", "rule", "html", "kept"), PAGES, ids=[case[0] for case in PAGES])
+def test_pages_of_real_shapes(name: str, lang: str, rule: str, html: str, kept: str) -> None:
+    extracted, _ = EXTRACT(Page(name, f"<html><body>{html}</body></html>", True))
+    assert extracted is not None
+    found, document = verdict(extracted.text)
+    assert found == rule
+    if document is not None:
+        assert kept in document.text
+        assert document.lang == lang
+        assert not {"Products", "会社概要"} & set(document.text.split())
 
 
 def test_clean_japanese_prose_is_kept() -> None:

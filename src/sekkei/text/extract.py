@@ -9,8 +9,12 @@ at a tenth of the cost, Li et al. 2024, section 4.2), which keeps `<pre>` as it 
 non-breaking spaces become spaces, table cells are parted by two spaces, spacer cells vanish, runs of
 blank lines become one.
 
-Definition lists get a blank line before each term. A browser sets a term off by its font; in bare text
-nothing would part a function from the description of the one before it.
+Before it reads a page, three things are changed in its HTML. Definition lists get a blank line before each term: a
+browser sets a term off by its font; in bare text nothing would part a function from the description of the one before
+it. And two of resiliparse's rules are kept from content: it drops every <figure>, so one around code or a table
+(Jekyll, WordPress) is taken away; it takes a <ul> for a menu that lies less than four levels below <body> or whose text
+is links to a good part, so one that follows a paragraph ("What I do:" …) and is no mere list of links is put deeper and
+loses its <a> tags.
 
 Not handled: pages that draw their text with JavaScript, PDF, text inside images, repair of text that
 was decoded wrongly before it was saved (mojibake).
@@ -27,9 +31,16 @@ from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 # More than this share of control characters means the bytes were never text. Random bytes read as
 # Windows-1252 have 0.11 of them; the worst real page of the embedded set has 0.
 MAX_CONTROL_SHARE = 0.01
+# A list behind a paragraph whose text is links up to this share is content: menus are links throughout.
+MAX_LINK_SHARE = 0.6
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufffd\ufffe\uffff]")
 _TERM = re.compile(r"<dt\b", re.IGNORECASE)
+_FIGURE = re.compile(r"<figure\b[^<>]*>\s*(?=<(?:pre|table|blockquote)\b)", re.IGNORECASE)
+_AFTER_PARAGRAPH = re.compile(r"</p>\s*(?=<ul\b)", re.IGNORECASE)
+_LINK_TAG = re.compile(r"</?a\b[^<>]*>", re.IGNORECASE)
+_ANY_TAG = re.compile(r"(<[^<>]*>)")
+_LIST_TAG = re.compile(r"<(/?)ul\b[^<>]*>", re.IGNORECASE)
 _SPACER_CELL = re.compile(r"^(?: +\t+)+", re.MULTILINE)
 _CELLS = re.compile(r"(?<=\S) *\t\t+ *")
 _TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
@@ -73,7 +84,7 @@ def extract_html(html: str, skip_elements: Sequence[str] = ()) -> str:
         ValueError: one of the selectors is not CSS.
     """
     text = extract_plain_text(
-        _TERM.sub("<br><br><dt", html),
+        _lists_kept(_FIGURE.sub("", _TERM.sub("<br><br><dt", html))),
         preserve_formatting=True,
         main_content=True,
         alt_texts=False,
@@ -81,6 +92,42 @@ def extract_html(html: str, skip_elements: Sequence[str] = ()) -> str:
         skip_elements=list(skip_elements),
     )
     return tidy(text)
+
+
+def _lists_kept(html: str) -> str:
+    """The page with each list that follows a paragraph, and is no list of links, where resiliparse keeps it."""
+    pieces, at = [], 0
+    for match in _AFTER_PARAGRAPH.finditer(html):
+        start, end, depth = match.end(), 0, 0
+        if start < at:  # inside a list that was dealt with
+            continue
+        for tag in _LIST_TAG.finditer(html, start):
+            depth += -1 if tag[1] else 1
+            if depth == 0:
+                end = tag.end()
+                break
+        if not end:  # it is never closed
+            break
+        found = html[start:end]
+        if link_share(found) <= MAX_LINK_SHARE:
+            found = f"<div><div><div>{_LINK_TAG.sub('', found)}</div></div></div>"
+        pieces += [html[at:start], found]
+        at = end
+    return "".join([*pieces, html[at:]])
+
+
+def link_share(html: str) -> float:
+    """Share of a fragment's text that is in links, in [0, 1], without the space around tags."""
+    linked = total = 0
+    inside = False
+    for piece in _ANY_TAG.split(html):
+        if _LINK_TAG.fullmatch(piece):
+            inside = not piece.startswith("</")
+        elif not piece.startswith("<"):
+            size = len(piece.strip())
+            total += size
+            linked += size * inside
+    return linked / max(1, total)
 
 
 def tidy(text: str) -> str:
