@@ -1,14 +1,16 @@
 """Cleaning beside datatrove: megabytes of pages per second of one core, and memory, on the same web archives.
 
-    python benchmarks/data.py --peer /tmp/dtenv/bin/python [--megabytes 50] [--repeats 3] [--cases same]
+    python benchmarks/data.py --prepare         the corpora alone, so that a measured run begins at once
+    python benchmarks/data.py --peer /tmp/dtenv/bin/python [--megabytes 50] [--cases default:1,same:3] [--sizes 12,25]
 
 The peer lives in an environment of its own: pip install 'datatrove==0.10.1' 'xxhash<4' resiliparse py3langid
 trafilatura lxml_html_clean warcio faust-cchardet python-magic spacy nltk tokenizers pyahocorasick fasteners tldextract
 ftfy regex.
 Pages are made of real ones (../shared/data/warc, and what pydoc renders): each is a real page whose words are replaced,
 a share of them, by others of its kind, so that there are new pages, near copies of every degree, and exact copies.
-Cases may be run one by one: runs are added to those that the result file has of the same
-corpus.
+`same:3` asks for three runs of each side. What the result file has of the same corpus counts, and it is written after
+every run: cases and sizes may be measured one by one, and a run that was cut off goes on. `--fresh` forgets what the
+file has of the cases and sizes that are asked for.
 
     default     ours: the default blocks          theirs: the FineWeb pipeline (trafilatura, URL, Gopher, C4, FineWeb,
                                                   MinHash, PII), language left out (its model is a download)
@@ -18,7 +20,9 @@ corpus.
 
 One process works at a time (datatrove's extractor works in a child while its parent waits). Runs alternate. CPU seconds
 (user + system, of all processes) are what a core is busy for: other people's load changes the wall clock, not them.
-Memory is the largest sum of private and shared pages (PSS) over the process tree, looked at every 200 ms.
+Memory is private pages and a share of shared ones (PSS), looked at every 200 ms: the largest sum over the process tree
+(`peak_mb`) and the largest single process (`peak_process_mb`). Ours is measured at every size of `--sizes`, by one
+process for every case, and with two at the largest size; `documents` is how many the index of near duplicates held.
 """
 
 from __future__ import annotations
@@ -129,9 +133,10 @@ def record(data: bytes, number: int) -> bytes:
     return packer.compress(head.encode() + http + data + b"\r\n\r\n") + packer.flush()
 
 
-def commands(case: str, corpus: Path, work: Path, peer: str) -> dict[str, list[str]]:
+def commands(case: str, corpus: Path, work: Path, peer: str, workers: int = 1) -> dict[str, list[str]]:
     """What is run for a case, by side."""
-    ours = [sys.executable, "-m", "sekkei", "data", "clean", str(corpus), "--out", str(work / "ours"), "--workers", "1"]
+    ours = [sys.executable, "-m", "sekkei", "data", "clean", str(corpus), "--out", str(work / "ours")]
+    ours += ["--workers", str(workers)]
     theirs = [peer, str(ROOT / "benchmarks" / "data_peer.py"), str(corpus), str(work / "theirs")]
     if case != "default":
         extractor = "resiliparse" if case == "same" else "trafilatura"
@@ -148,51 +153,62 @@ def timed(command: list[str]) -> dict[str, float]:
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        peak = 0
+        peak = largest = 0
         while process.poll() is None:
-            peak = max(peak, tree_memory(process.pid))
+            sizes = tree_memory(process.pid)
+            peak, largest = max(peak, sum(sizes)), max(largest, *sizes, 0)
             time.sleep(0.2)
         if process.returncode:
             log.seek(0)
             raise SystemExit(f"{' '.join(command)}\n{log.read()[-3000:].decode(errors='replace')}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"wall_s": round(time.monotonic() - began, 2), "cpu_s": round(cpu, 2), "peak_mb": round(peak / 1e6, 1)}
+    found = {"wall_s": time.monotonic() - began, "cpu_s": cpu, "peak_mb": peak / 1e6, "peak_process_mb": largest / 1e6}
+    return {key: round(value, 2 if key.endswith("_s") else 1) for key, value in found.items()}
 
 
-def tree_memory(pid: int) -> int:
-    """Proportional set size of a process and all below it, in bytes."""
-    total = 0
+def tree_memory(pid: int) -> list[int]:
+    """Proportional set size of a process and of all below it, in bytes."""
+    found = []
     try:
         root = psutil.Process(pid)
         for process in (root, *root.children(recursive=True)):
-            total += process.memory_full_info().pss
+            found.append(process.memory_full_info().pss)
     except psutil.Error:
         pass  # it has just ended
-    return total
+    return found
 
 
-def kept(case_work: Path) -> dict[str, int]:
-    """Documents that each side left."""
-    from pyarrow import parquet
+def kept(side: str, folder: Path) -> int:
+    """Documents that a side left."""
+    if side == "theirs":
+        return int((folder / "kept.txt").read_text())
+    return int(json.loads((folder / "summary.json").read_text())["documents"])
 
-    ours = sum(parquet.ParquetFile(path).metadata.num_rows for path in (case_work / "ours").glob("documents-*.parquet"))
-    return {"ours": ours, "theirs": int((case_work / "theirs" / "kept.txt").read_text())}
+
+def measure(case: str, side: str, corpus: Path, megabytes: float, work: Path, peer: str, found: dict[str, Any]) -> None:
+    """One run more of one side, and the medians of all its runs, into `found`."""
+    shutil.rmtree(work / side, ignore_errors=True)
+    run = timed(commands(case, corpus, work, peer)[side])
+    print(f"{case:<12} {side:<7} {run}", flush=True)
+    rows = [*found.get(side, {}).get("runs", []), run]
+    median = {key: statistics.median(row[key] for row in rows) for key in run}
+    rates = (("mb_per_cpu_s", "cpu_s"), ("mb_per_s", "wall_s"))
+    found[side] = {**median, **{key: round(megabytes / median[of], 2) for key, of in rates}, "runs": rows}
+    found.setdefault("kept", {})[side] = kept(side, work / side)
+    if "ours" in found and "theirs" in found:
+        found["ratio_cpu"] = round(found["ours"]["mb_per_cpu_s"] / found["theirs"]["mb_per_cpu_s"], 2)
+        found["ratio_wall"] = round(found["ours"]["mb_per_s"] / found["theirs"]["mb_per_s"], 2)
+        print(f"{case:<12} {found['ratio_cpu']} times their pages per CPU second", flush=True)
 
 
-def compare(case: str, corpus: Path, megabytes: float, work: Path, peer: str, found: dict[str, Any]) -> None:
-    """One run of each side more, and the medians of all runs so far, into `found`."""
-    for side, command in commands(case, corpus, work, peer).items():
-        shutil.rmtree(work / side, ignore_errors=True)
-        run = timed(command)
-        rows = [*found.get(side, {}).get("runs", []), run]
-        print(f"{case:<12} {side:<7} {run}", flush=True)
-        median = {key: statistics.median(row[key] for row in rows) for key in run}
-        rates = (("mb_per_cpu_s", "cpu_s"), ("mb_per_s", "wall_s"))
-        found[side] = {**median, **{key: round(megabytes / median[of], 2) for key, of in rates}, "runs": rows}
-    found["kept"] = kept(work)
-    found["ratio_cpu"] = round(found["ours"]["mb_per_cpu_s"] / found["theirs"]["mb_per_cpu_s"], 2)
-    found["ratio_wall"] = round(found["ours"]["mb_per_s"] / found["theirs"]["mb_per_s"], 2)
+def memory_of(case: str, corpus: Path, work: Path, workers: int) -> dict[str, Any]:
+    """Our peak memory over one corpus, and how many documents its index of near duplicates held."""
+    shutil.rmtree(work / "ours", ignore_errors=True)
+    run = timed(commands(case, corpus, work, "", workers)["ours"])
+    blocks = {block["block"]: block for block in json.loads((work / "ours" / "summary.json").read_text())["blocks"]}
+    about = {"pages": blocks["extract"]["in"], "documents": blocks["near_duplicates"]["in"]}
+    return {**{key: run[key] for key in ("peak_mb", "peak_process_mb", "cpu_s")}, **about}
 
 
 def resolve_peak(documents: int) -> str:
@@ -240,62 +256,83 @@ def _while_sampling(work: Any, process: psutil.Process) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", required=True, help="python of the environment that has datatrove")
-    parser.add_argument("--megabytes", type=int, default=50)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--cases", default="default,same,trafilatura")
+    parser.add_argument("--peer", default="", help="python of the environment that has datatrove")
+    parser.add_argument("--megabytes", type=int, default=50, help="of the corpus that both sides clean")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side, where a case does not say")
+    parser.add_argument("--cases", default="default:1,same:3", help="default, same, trafilatura; CASE:RUNS")
     parser.add_argument("--sizes", default="12,25,50,100", help="megabytes at which our peak memory is measured")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "sekkei-data-benchmark")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "data.json")
+    parser.add_argument("--fresh", action="store_true", help="forget what the result file has of these cases and sizes")
+    parser.add_argument("--prepare", action="store_true", help="only write the corpora")
     parser.add_argument("--index", type=int, default=0, help="only the bytes that an index of so many documents takes")
     options = parser.parse_args()
     if options.index:
         print(resolve_peak(options.index))
         return
-    work = options.work
-    work.mkdir(parents=True, exist_ok=True)
-    corpora = {}
-    for size in sorted({options.megabytes, *(int(size) for size in options.sizes.split(",") if size)}):
-        folder, about = work / f"pages-{size}", work / f"pages-{size}.json"
-        if not about.is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            about.write_text(json.dumps(make_corpus(folder, size, work)))
-        corpora[size] = (folder, json.loads(about.read_text()))
-    folder, about = corpora[options.megabytes]
-    result: dict[str, Any] = {
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()},
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("resiliparse", "FastWARC", "numpy", "pyarrow")
-        },
-        "corpus": about,
-        "cases": {},
+    cases = {
+        name: int(count or options.repeats)
+        for name, _, count in (item.partition(":") for item in options.cases.split(",") if item)
     }
-    if options.out.is_file() and (before := json.loads(options.out.read_text()))["corpus"] == about:
-        result = {**before, "commands": before["commands"]}  # cases may be run one by one
-    result.setdefault("commands", []).append(" ".join(["python", "benchmarks/data.py", *sys.argv[1:]]))
+    sizes = [int(size) for size in options.sizes.split(",") if size]
+    if cases and not options.peer and not options.prepare:
+        parser.error("--cases needs --peer; --cases '' measures our memory alone")
+    corpora = {size: prepared(size, options.work) for size in sorted({options.megabytes, *sizes})}
+    if options.prepare:
+        return
+    about = corpora[options.megabytes][1]
+    result = begun(options.out, about)
+    result["commands"].append(" ".join(["python", "benchmarks/data.py", *sys.argv[1:]]))
+    if options.fresh:
+        result["cases"] = {name: found for name, found in result["cases"].items() if name not in cases}
+        result["memory"] = [row for row in result["memory"] if row["megabytes"] not in sizes]
 
     def save() -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
-    for _ in range(options.repeats):
-        for case in filter(None, options.cases.split(",")):
-            of_case = result["cases"].setdefault(case, {})
-            compare(case, folder, about["megabytes"], work, options.peer, of_case)
-            print(f"{case:<12} {of_case['ratio_cpu']} times their pages per CPU second", flush=True)
+    for number in range(max(cases.values(), default=0)):
+        for case in (name for name, count in cases.items() if number < count):
+            found = result["cases"].setdefault(case, {})
+            for side in ("ours", "theirs"):
+                if len(found.get(side, {}).get("runs", [])) <= number:
+                    folder = corpora[options.megabytes][0]
+                    measure(case, side, folder, about["megabytes"], options.work, options.peer, found)
+                    save()
+    rows = [(case, size, 1) for case in cases or ("default",) for size in sizes]
+    for case, size, workers in [*rows, *(("default", size, 2) for size in sizes[-1:])]:
+        key = {"case": case, "megabytes": size, "processes": workers}
+        if not any(key.items() <= row.items() for row in result["memory"]):
+            result["memory"].append({**key, **memory_of(case, corpora[size][0], options.work, workers)})
+            print(f"memory       {result['memory'][-1]}", flush=True)
             save()
-    for size in (int(size) for size in options.sizes.split(",") if size):
-        shutil.rmtree(work / "ours", ignore_errors=True)
-        memory = timed(commands("default", corpora[size][0], work, options.peer)["ours"])["peak_mb"]
-        result.setdefault("peak_mb_by_corpus_mb", {})[str(size)] = memory
-        print(f"memory {size} MB: {memory} MB", flush=True)
-        save()
     if "index_bytes_per_document" not in result:
-        alone = [sys.executable, __file__, "--peer", options.peer, "--index", "500000"]  # in a process of its own
+        alone = [sys.executable, __file__, "--index", "500000"]  # in a process of its own
         done = subprocess.run(alone, check=True, capture_output=True, text=True)
         result["index_bytes_per_document"] = json.loads(done.stdout)
         save()
     print(options.out)
+
+
+def prepared(size: int, work: Path) -> tuple[Path, dict[str, Any]]:
+    """Folder of a corpus, which is written where it is not there yet, and what is in it."""
+    work.mkdir(parents=True, exist_ok=True)
+    folder, about = work / f"pages-{size}", work / f"pages-{size}.json"
+    if not about.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        about.write_text(json.dumps(make_corpus(folder, size, work)))
+    return folder, json.loads(about.read_text())
+
+
+def begun(path: Path, corpus: dict[str, Any]) -> dict[str, Any]:
+    """What the result file has of this corpus, or an empty result."""
+    result: dict[str, Any] = {"corpus": corpus, "cases": {}, "memory": [], "commands": []}
+    if path.is_file() and (before := json.loads(path.read_text()))["corpus"] == corpus:
+        result.update({key: before[key] for key in (*result, "versions", "index_bytes_per_document") if key in before})
+    names = ("resiliparse", "FastWARC", "numpy", "pyarrow")
+    result["machine"] = {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()}
+    result["versions"] = {**result.get("versions", {}), **{name: importlib.metadata.version(name) for name in names}}
+    return result
 
 
 def _cpu() -> str:
