@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -61,6 +62,16 @@ def test_pages(fill: Callable[[Path], object], told: str, pages: Path, tmp_path:
     line = refused("run", "smoke", f"data.pages.path={pages}", "--run-dir", tmp_path / "run")
     assert told.format(pages) in line
     assert "data." in line.partition("dropped")[2] or "data.pages.path=" in line
+    assert whole_stages(tmp_path / "run") == set()
+
+
+def test_a_missing_package_is_said_before_the_first_stage(
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "lancedb" else find(name, *_))
+    line = refused("run", "smoke", "documents={stage: sft}", "--run-dir", tmp_path / "run")
+    assert "documents needs lancedb, which is not installed; pip install 'sekkei[rag]'" in line
     assert whole_stages(tmp_path / "run") == set()
 
 

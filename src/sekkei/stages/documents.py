@@ -8,9 +8,10 @@ Three arms: the model alone, with the best passage, and with it where enough spe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sekkei.core import atomic
 from sekkei.engine.engine import Engine
@@ -33,6 +34,9 @@ class DocumentsStage:
     name: str = "documents"
     version: int = 1
     together: bool = False
+    packages: ClassVar[Mapping[str, str]] = {
+        "lancedb": "rag"
+    }  # said before the first stage begins
 
     @property
     def asked(self) -> DocumentsConfig:

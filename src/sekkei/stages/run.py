@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import importlib.util
 import json
 import platform
 import shutil
@@ -145,11 +146,14 @@ class Runner:
         """
         names = [stage.name for stage in self.stages]
         check_selection(names, until, begin, only)
+        last = names.index(until) if until else len(names) - 1
+        for stage in self.stages[: last + 1]:
+            if only in (None, stage.name):
+                check_packages(stage)
         if self.run.ranks.first:
             atomic.sweep(self.run.folder)
             text = yaml.safe_dump(loader.to_mapping(self.run.recipe), sort_keys=False)
             atomic.write_text(self.run.folder / "recipe.yaml", text)
-        last = names.index(until) if until else len(names) - 1
         first_redone = names.index(begin) if begin else len(names)
         for index, stage in enumerate(self.stages[: last + 1]):
             if only is None or stage.name == only:
@@ -281,6 +285,21 @@ class Runner:
             "figures": figures,
         }
         atomic.write_json(self.run.folder / "results.json", results)
+
+
+def check_packages(stage: Stage) -> None:
+    """Before the first stage begins: what a later one imports can be found.
+
+    Raises:
+        UserError: an optional package that the stage names (`packages`, module -> extra) is not installed.
+    """
+    packages: Mapping[str, str] = getattr(stage, "packages", {})
+    for module, extra in packages.items():
+        if importlib.util.find_spec(module) is None:
+            raise UserError(
+                f"{stage.name} needs {module}, which is not installed; pip install 'sekkei[{extra}]', or leave the "
+                f"stage out ({stage.name}=null, or --until the one before)"
+            )
 
 
 def check_selection(names: Sequence[str], until: str | None, begin: str | None, only: str | None) -> None:
