@@ -226,8 +226,12 @@ DROP = [
     ("ja-half-utf8", "ja", "mojibake", "縺薙縺縺ｯ繝縺ｮ縺" * 20 + "。"),
 ]  # fmt: skip
 
-_FACTS = "".join(f"<li>{sentence.strip()}, <a href=/x>as they say</a>.</li>" for sentence in _RAW[0].split(".") if sentence)
-_NAV = "".join(f"<li><a href=/{i}>{name}</a></li>" for i, name in enumerate(("Home", "About us", "Products", "Sign in") * 8))
+_FACTS = "".join(
+    f"<li>{sentence.strip()}, <a href=/x>as they say</a>.</li>" for sentence in _RAW[0].split(".") if sentence
+)
+_NAV = "".join(
+    f"<li><a href=/{i}>{name}</a></li>" for i, name in enumerate(("Home", "About us", "Products", "Sign in") * 8)
+)
 _SETUP = "from ferry import boat\n\nboat.go(to = 'the island')"  # C4 removes lines of one or two words
 
 PAGES = [
@@ -235,7 +239,7 @@ PAGES = [
     ("en-facts-in-a-list", "en", "", f"<h1>Facts</h1><p>In no particular order, here they are.</p><ul>{_FACTS}</ul>", "first cold morning"),
     ("ja-facts-in-a-list", "ja", "", f"<h1>覚え書き</h1><p>順不同で記す。</p><ul>{''.join(f'<li>{s}。</li>' for s in _JA[3].split('。') if s)}</ul>", "日光で"),
     # code in a <figure>, as Jekyll writes it: resiliparse alone left a text that points at nothing
-    ("en-code-in-a-figure", "en", "", f"<p>{_EN[1]}</p><p>{_EN[5]}</p><p>{_EN[6]}</p><p>This is the file:</p><figure class=highlight><pre><code>{_SETUP}</code></pre></figure>", _SETUP),
+    ("en-code-in-a-figure", "en", "", f"<p>{_RAW[1]}</p><p>{_RAW[5]}</p><p>{_RAW[6]}</p><p>This is the file:</p><figure class=highlight><pre><code>{_SETUP}</code></pre></figure>", _SETUP),
     ("en-list-of-links", "en", "gopher_quality.words", f"<h1>Pages</h1><p>Here they are.</p><ul>{_NAV}</ul>", ""),
     ("en-menu-beside-prose", "en", "", f"<ul>{_NAV}</ul><main><h1>Winter</h1><p>{_EN[0]}</p></main>", "The ferry left"),
     ("ja-menu-beside-prose", "ja", "", f"<ul>{''.join(f'<li><a href=/>{name}</a></li>' for name in ('会社概要', '製品情報', '採用情報') * 8)}</ul><p>{_JA[0]}</p>", "夜明け前"),
