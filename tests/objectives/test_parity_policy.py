@@ -18,6 +18,7 @@ from sekkei.objectives.policy_loss import GRPOLoss
 from sekkei.objectives.sft import pack_samples
 from sekkei.parallel.ops import LocalOps
 from sekkei.train import step as step_module
+from sekkei.train.shared_prompts import Flat, flat_batch
 
 LIMIT = 1e-5
 END, LONGEST = 1, 12
@@ -234,8 +235,26 @@ def test_a_kl_of_equal_value_may_have_another_gradient(golden: Any) -> None:
     assert float((one - other).norm() / other.norm()) > 0.01
 
 
+def test_a_prompt_computed_once_is_trls_and_a_hidden_one_is_seen(golden: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = batches_of(golden, "grpo_dapo", 1024)
+    assert all(flat_batch(batch) is not None for batch in batches)
+    case = (golden.context(), batches, loss_of(golden, "grpo_dapo"))
+    assert golden.error("grpo_dapo", *case) < LIMIT
+
+    def blind(batch: Batch) -> Flat | None:
+        flat = flat_batch(batch)
+        assert flat is not None
+        for part in flat.attend.parts:
+            part.sees[..., : part.sees.shape[-1] - part.sees.shape[-2]] = False  # answers see themselves only
+        return flat
+
+    monkeypatch.setattr(step_module, "flat_batch", blind)
+    assert golden.error("grpo_dapo", *case) > 100 * LIMIT
+
+
 def test_a_missing_document_mask_is_seen(golden: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = batches_of(golden, "grpo_dapo", 1024)
+    monkeypatch.setattr(step_module, "flat_batch", lambda batch: None)  # which has no use for the mask
     monkeypatch.setattr(step_module, "DenseAttend", lambda segments: DenseAttend(None))
     assert golden.error("grpo_dapo", golden.context(), batches, loss_of(golden, "grpo_dapo")) > 100 * LIMIT
 

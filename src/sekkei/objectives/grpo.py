@@ -204,7 +204,7 @@ class GRPO:
         samples = [group_samples(part, config, self.point) for part in parts]
         if self.point.kl == 0 and self.point.advantage != "batch_std":
             samples = [taught(part, self.point.aggregation) for part in samples]
-        packed = [pack_samples(part, config.micro_tokens) for part in samples]
+        packed = [pack_samples(part, config.micro_tokens, in_order=True) for part in samples]
         steps = config.updates * config.minibatches
         in_reward = self.point.kl > 0 and self.point.kl_place == "reward"
         scored = [[self._scored(batch, ctx, steps > 1 or in_reward) for batch in batches] for batches in packed]

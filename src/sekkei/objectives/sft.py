@@ -135,13 +135,36 @@ def packed_rows(lengths: Sequence[int]) -> tuple[int, list[list[int]]]:
     return min(found, key=lambda one: (one[0] * len(one[1]), one[0]))
 
 
-def pack_samples(samples: Sequence[Sample], micro_tokens: int) -> list[Batch]:
-    """Pack samples into micro-batches of at most about `micro_tokens` tokens, all of one row length."""
+def pack_samples(samples: Sequence[Sample], micro_tokens: int, in_order: bool = False) -> list[Batch]:
+    """Pack samples into micro-batches of at most about `micro_tokens` tokens, all of one row length.
+
+    in_order: neighbours stay in one micro-batch, where what they share is computed once (train/shared_prompts.py).
+    """
     tokens, places = packed_rows([sample.length for sample in samples])
-    rows = [[samples[i] for i in row] for row in places]
-    width = max(len(row) for row in rows)
-    size = max(1, micro_tokens // tokens)
-    return [lay_out(rows[i : i + size], tokens, width) for i in range(0, len(rows), size)]
+    if in_order:
+        parts = [_rows_of(part, tokens) for part in _runs(samples, micro_tokens)]
+    else:
+        rows, size = [[samples[i] for i in row] for row in places], max(1, micro_tokens // tokens)
+        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+    width = max(len(row) for rows in parts for row in rows)
+    return [lay_out(rows, tokens, width) for rows in parts]
+
+
+def _runs(samples: Sequence[Sample], tokens: int) -> list[list[Sample]]:
+    """Consecutive samples of at most `tokens` tokens together, at least one."""
+    runs: list[list[Sample]] = [[]]
+    room = tokens
+    for sample in samples:
+        if runs[-1] and sample.length > room:
+            runs.append([])
+            room = tokens
+        runs[-1].append(sample)
+        room -= sample.length
+    return runs
+
+
+def _rows_of(samples: Sequence[Sample], tokens: int) -> list[list[Sample]]:
+    return [[samples[i] for i in row] for row in pack([sample.length for sample in samples], tokens)]
 
 
 def sft_sample(rendered: Rendered) -> Sample:

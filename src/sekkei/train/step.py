@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from sekkei.data.batch import Batch
 from sekkei.model.attention import DenseAttend
 from sekkei.model.output import Output
+from sekkei.model.transformer import Transformer
 from sekkei.parallel.ops import Ops
 from sekkei.train.objective import Mean, Metrics, Update
+from sekkei.train.shared_prompts import flat_batch
 
 
 class Step(Protocol):
@@ -69,7 +71,12 @@ class PlainStep:
 
     def _forward(self, role: str, batch: Batch, wants: frozenset[str], temperature: float) -> Output:
         model = self.models[role]
+        dense = isinstance(model, Transformer) and model.config.moe is None
+        flat = flat_batch(batch) if dense else None
         with torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+            if flat is not None:
+                out = model(flat.ids, flat.positions, flat.attend, flat.labels, wants, temperature)
+                return flat.rows(out, batch.ids.shape)
             return model(batch.ids, batch.positions, DenseAttend(batch.segments), batch.labels, wants, temperature)
 
 
