@@ -10,7 +10,9 @@ multiplied with it in place, then each row joins its blocks' results by their ma
 
     o_b = e^(s_b - m_b) V_b,  l_b = Σ e^(s_b - m_b)      o = Σ_b e^(m_b - m) o_b / Σ_b e^(m_b - m) l_b
 
-(the merge of FlashAttention, Dao et al. 2022; sharing of a prefix's reads as in Hydragen, Juravsky et al. 2024).
+(the merge of FlashAttention, Dao et al. 2022; sharing of a prefix's reads as in Hydragen, Juravsky et al. 2024). On a
+CPU in float32 torch's fused attention gives o_b / l_b and m_b + log l_b of a class of blocks in one call, which is
+fewer small calls: a pass over short rows is made of little else.
 No keys are gathered into a padded copy, which on a CPU costs 2-20x the attention itself, and a row reads its own
 length, not the longest one's. Prompts (prefill) attend in right-padded groups of like length; one that begins at 0
 uses its own keys, one that goes on after a shared or earlier part gathers that part.
@@ -162,7 +164,7 @@ class DecodeBlocks:
         unique, first, counts = np.unique(blocks, return_index=True, return_counts=True)
         classes = np.ceil(np.log2(counts) / LOG_HOLDERS).astype(np.int64)
         found = np.zeros(live.shape, np.int64)
-        self.parts: list[tuple[slice | Tensor, Tensor, Tensor, int]] = []
+        self.parts: list[_Class] = []
         base = 0
         for power in np.unique(classes):
             mine = (classes == power).nonzero()[0]
@@ -179,51 +181,75 @@ class DecodeBlocks:
             base += height * holders
             bias = np.where(np.arange(size) < left[:, :, None], np.float32(0), np.float32(-np.inf))
             take = slice(int(which[0]), int(which[0]) + span) if span == height else torch.from_numpy(which).to(device)
-            self.parts.append((take, torch.from_numpy(askers).to(device), torch.from_numpy(bias).to(device), holders))
+            part = _Class(take, torch.from_numpy(askers.ravel()).to(device), torch.from_numpy(bias).to(device), holders)
+            self.parts.append(part)
         found = np.where(live, found, found[:, :1])  # a row's missing blocks point at its first, with weight 0
-        self.found, self.live = torch.from_numpy(found).to(device), torch.from_numpy(live).to(device)
+        self.shape = found.shape
+        self.found, self.live = torch.from_numpy(found.ravel()).to(device), torch.from_numpy(live).to(device)
+        self.dead = torch.zeros(()).where(self.live.cpu(), -torch.inf)[:, :, None].to(device)
 
     def __call__(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """q [R, N, H] over keys, values [blocks, K, size, H] -> [R, N, H]."""
         r, n, h = q.shape
-        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-        grouped = (q * (1.0 / math.sqrt(h))).view(r, keys.shape[1], -1, h)
-        results = [self._block_results(grouped, keys, values, part, wide) for part in self.parts]
-        top, total, out = results[0] if len(results) == 1 else (torch.cat(x) for x in zip(*results, strict=True))
-        top = top[self.found]  # [R, S, N]
-        weight = (top - top.amax(1, keepdim=True)).exp_() * self.live[:, :, None]
-        weight = weight / (weight * total[self.found]).sum(1, keepdim=True)
-        return (out[self.found] * weight[..., None].to(out.dtype)).sum(1).view(r, n, h)
+        grouped = q.view(r, keys.shape[1], -1, h)
+        if q.device.type == "cpu" and q.dtype == torch.float32:
+            both = [part.fused(grouped, keys, values) for part in self.parts]
+            logsum, out = both[0] if len(both) == 1 else (torch.cat(x) for x in zip(*both, strict=True))
+            weight = (logsum.index_select(0, self.found).view(*self.shape, n) + self.dead).softmax(1)
+        else:
+            wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+            grouped = grouped * (1.0 / math.sqrt(h))
+            three = [part.written_out(grouped, keys, values, wide) for part in self.parts]
+            top, total, out = three[0] if len(three) == 1 else (torch.cat(x) for x in zip(*three, strict=True))
+            top, total = (x.index_select(0, self.found).view(*self.shape, n) for x in (top, total))
+            weight = (top - top.amax(1, keepdim=True)).exp_() * self.live[:, :, None]
+            weight = weight / (weight * total).sum(1, keepdim=True)
+        out = out.index_select(0, self.found).view(*self.shape, n, h)
+        return (out * weight[..., None].to(out.dtype)).sum(1)
 
-    def _block_results(
-        self,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        part: tuple[slice | Tensor, Tensor, Tensor, int],
-        wide: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Per (block, holder): largest score [P, N], sum of exponentials [P, N], weighted values [P, N, H]."""
-        take, askers, bias, o = part
-        k, v = keys[take], values[take]
-        b, kv, size, h = k.shape
-        g = q.shape[2]
-        asked = q[askers.view(-1)]
-        if o > 1:
-            asked = asked.view(b, o, kv, g, h).transpose(1, 2).reshape(b, kv, o * g, h)
-        scores = (asked @ k.transpose(-1, -2)).to(wide).view(b, kv, o, g, size) + bias[:, None, :, None]
-        top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(wide).min)
-        weights = scores.sub_(top).exp_()
-        total = weights.sum(-1)
-        out = weights.to(v.dtype).view(b, kv, o * g, size) @ v
-        if o == 1:
-            return top.view(b, -1), total.view(b, -1), out.view(b, -1, h)
-        flat = b * o
-        return (
-            top.squeeze(-1).transpose(1, 2).reshape(flat, -1),
-            total.transpose(1, 2).reshape(flat, -1),
-            out.view(b, kv, o, g, h).transpose(1, 2).reshape(flat, -1, h),
+
+class _Class:
+    """`P` blocks that are held by up to `O` rows each.
+
+    Args:
+        take: the blocks. askers: [P · O], whose queries meet them. bias: [P, O, size], -inf at keys that do not exist.
+    """
+
+    def __init__(self, take: slice | Tensor, askers: Tensor, bias: Tensor, holders: int) -> None:
+        self.take, self.askers, self.bias, self.holders = take, askers, bias, holders
+        self.mask: Tensor | None = None
+
+    def asked(self, q: Tensor) -> Tensor:
+        """q [R, K, G, H] -> [P, K, O · G, H]."""
+        _, kv, g, h = q.shape
+        asked = q.index_select(0, self.askers)
+        if self.holders == 1:
+            return asked
+        return asked.view(-1, self.holders, kv, g, h).transpose(1, 2).reshape(-1, kv, self.holders * g, h)
+
+    def flat(self, x: Tensor) -> Tensor:
+        """[P, K, O · G, …] -> [P · O, N, …], as rows find it."""
+        return x.unflatten(2, (self.holders, -1)).transpose(1, 2).reshape(len(self.askers), -1, *x.shape[3:])
+
+    def fused(self, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Log of the sum of exponentials [P · O, N], and the mean of values that they weigh [P · O, N, H]."""
+        if self.mask is None:
+            self.mask = self.bias.repeat_interleave(q.shape[2], 1)[:, None]
+        out, logsum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            self.asked(q), keys[self.take], values[self.take], attn_mask=self.mask
         )
+        return self.flat(logsum), self.flat(out)
+
+    def written_out(self, q: Tensor, keys: Tensor, values: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Per (block, holder): largest score and sum of exponentials [P · O, N], weighted values [P · O, N, H]."""
+        k, v, o = keys[self.take], values[self.take], self.holders
+        b, kv, size, _ = k.shape
+        g = q.shape[2]
+        scores = (self.asked(q) @ k.transpose(-1, -2)).to(wide).view(b, kv, o, g, size) + self.bias[:, None, :, None]
+        top = scores.amax(-1, keepdim=True)
+        weights = scores.sub_(top).exp_()
+        out = weights.to(v.dtype).view(b, kv, o * g, size) @ v
+        return self.flat(top.view(b, kv, o * g)), self.flat(weights.sum(-1).view(b, kv, o * g)), self.flat(out)
 
 
 class PromptGroup:
