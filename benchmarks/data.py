@@ -10,7 +10,10 @@ Pages are made of real ones (../shared/data/warc, and what pydoc renders): each 
 a share of them, by others of its kind, so that there are new pages, near copies of every degree, and exact copies.
 `same:3` asks for three runs of each side. What the result file has of the same corpus counts, and it is written after
 every run: cases and sizes may be measured one by one, and a run that was cut off goes on. `--fresh` forgets what the
-file has of the cases and sizes that are asked for.
+file has of the cases and sizes that are asked for. Memory asks for no quiet machine, so it may be measured apart:
+
+    python benchmarks/data.py --cases ''                                      memory alone
+    python benchmarks/data.py --peer … --sizes '' --fresh                     speed alone
 
     default     ours: the default blocks          theirs: the FineWeb pipeline (trafilatura, URL, Gopher, C4, FineWeb,
                                                   MinHash, PII), language left out (its model is a download)
@@ -299,7 +302,7 @@ def main() -> None:
                     folder = corpora[options.megabytes][0]
                     measure(case, side, folder, about["megabytes"], options.work, options.peer, found)
                     save()
-    rows = [(case, size, 1) for case in cases or ("default",) for size in sizes]
+    rows = [(case, size, 1) for case in cases or ("default", "same") for size in sizes]
     for case, size, workers in [*rows, *(("default", size, 2) for size in sizes[-1:])]:
         key = {"case": case, "megabytes": size, "processes": workers}
         if not any(key.items() <= row.items() for row in result["memory"]):
