@@ -6,8 +6,9 @@
 
 The number u is a function of (sample's seed, index of the token) alone, so a sample does not depend on what
 else is in the batch, up to the rounding of the matmuls: a CPU multiplies 8 rows not bit for bit as it
-does 1, which can move a draw that falls within ~1e-7 of a boundary. The sums are float64; they are
-taken per block of 64 tokens first and inside one block after that, so a vocabulary of 128k costs one pass.
+does 1, which can move a draw that falls within ~1e-7 of a boundary. Sums are taken per block of 64 tokens first,
+in the weights' float32, and over blocks and inside one block after that, in float64; so a vocabulary of 128k costs one
+pass, and a token's share is right to ~1e-7, as its weight is.
 
 Top-k keeps the k most probable tokens, then top-p the fewest of these that hold a share p of what top-k
 left (Holtzman et al. 2020, section 3.1), then min-p those with at least that share of the best one's probability;
@@ -148,4 +149,4 @@ def _block_sums(weights: Tensor) -> Tensor:
     missing = -weights.shape[1] % BLOCK
     if missing:
         weights = torch.nn.functional.pad(weights, (0, missing))
-    return weights.view(len(weights), -1, BLOCK).sum(-1, dtype=torch.float64)
+    return weights.view(len(weights), -1, BLOCK).sum(-1).double()

@@ -81,9 +81,12 @@ class _LabelLogprobs(torch.autograd.Function):
             for part, label in zip(h.split(rows), labels.split(rows), strict=True):
                 raw = part @ w.T
                 z = _wide(raw, temperature)
-                lse = z.logsumexp(-1)
+                highest = z.amax(-1, keepdim=True)
+                exps = (z - highest).exp_()
+                total = exps.sum(-1)
+                lse = total.log() + highest.squeeze(-1)
                 logprobs.append(z.gather(-1, label[:, None]).squeeze(-1) - lse)
-                entropies.append(_entropy(z, lse) if with_entropy else torch.zeros_like(lse))
+                entropies.append(lse - exps.mul_(z).sum(-1) / total if with_entropy else torch.zeros_like(lse))
                 logsums.append(lse)
                 if keep:
                     kept.append(raw)
@@ -114,11 +117,6 @@ class _LabelLogprobs(torch.autograd.Function):
                 grad_hidden[part] = (g @ w).to(hidden.dtype)
                 grad_weight += (g.T @ h[part]).to(weight.dtype)
         return grad_hidden, grad_weight, None, None, None, None
-
-
-def _entropy(z: Tensor, lse: Tensor) -> Tensor:
-    """lse - Σ softmax(z) z, per row."""
-    return lse - ((z - lse[:, None]).exp_() * z).sum(-1)
 
 
 def _wide(raw: Tensor, temperature: float) -> Tensor:
