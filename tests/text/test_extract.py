@@ -67,6 +67,9 @@ PROSE = f"<p>{'The ferry left the island before dawn, and people walked home alo
         # cases of a crawl: soldaini.net, maria-antoniak.github.io, kyleclo.com
         ("<figure class='highlight'><pre><code>import os</code></pre></figure>", "import os"),
         ("<figure class=wp-block-table><table><tr><td>tea<td>milk</table></figure>", "tea  milk"),
+        ("<figure class=listing><span>Filename: a.py</span>\n<pre>x = 1</pre></figure>", "Filename: a.py\nx = 1"),
+        ("<figure><img src=a><p>A cat.</p><br></figure>", ""),
+        ("<figure><img src=a></figure><p>The text:</p><pre>x = 1</pre>", "The text:\n\nx = 1"),
         ("<figure><img src=a alt=b><figcaption>A cat.</figcaption></figure>", ""),
         ("<p>I do:</p> <ul><li><b>Lead</b> of data</li><li>Cook</li></ul>", "I do:\n\n  • Lead of data\n  • Cook"),
         (

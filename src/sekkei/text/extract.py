@@ -22,6 +22,7 @@ was decoded wrongly before it was saved (mojibake).
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -36,7 +37,8 @@ MAX_LINK_SHARE = 0.6
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufffd\ufffe\uffff]")
 _TERM = re.compile(r"<dt\b", re.IGNORECASE)
-_FIGURE = re.compile(r"<figure\b[^<>]*>\s*(?=<(?:pre|table|blockquote)\b)", re.IGNORECASE)
+_FIGURE_TAG = re.compile(r"<(/?)figure\b[^<>]*>", re.IGNORECASE)
+_NO_PICTURE = re.compile(r"<(?:pre|table|blockquote)\b", re.IGNORECASE)
 _AFTER_PARAGRAPH = re.compile(r"</p>\s*(?=<ul\b)", re.IGNORECASE)
 _LINK_TAG = re.compile(r"</?a\b[^<>]*>", re.IGNORECASE)
 _ANY_TAG = re.compile(r"(<[^<>]*>)")
@@ -84,7 +86,7 @@ def extract_html(html: str, skip_elements: Sequence[str] = ()) -> str:
         ValueError: one of the selectors is not CSS.
     """
     text = extract_plain_text(
-        _lists_kept(_FIGURE.sub("", _TERM.sub("<br><br><dt", html))),
+        _lists_kept(_figures_opened(_TERM.sub("<br><br><dt", html))),
         preserve_formatting=True,
         main_content=True,
         alt_texts=False,
@@ -92,6 +94,18 @@ def extract_html(html: str, skip_elements: Sequence[str] = ()) -> str:
         skip_elements=list(skip_elements),
     )
     return tidy(text)
+
+
+def _figures_opened(html: str) -> str:
+    """The page without the start tags of figures that hold code, a table or a quotation."""
+    tags = list(_FIGURE_TAG.finditer(html))
+    pieces, at = [], 0
+    for tag, following in itertools.zip_longest(tags, tags[1:]):
+        end = following.start() if following else len(html)
+        if not tag[1] and _NO_PICTURE.search(html, tag.end(), end):
+            pieces.append(html[at : tag.start()])
+            at = tag.end()
+    return "".join([*pieces, html[at:]])
 
 
 def _lists_kept(html: str) -> str:

@@ -50,7 +50,7 @@ class Extract:
     """
 
     name: ClassVar[str] = "extract"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     rewrites: ClassVar[Rewrites] = "text"
 
     extractor: Literal["resiliparse", "trafilatura"] = "resiliparse"
