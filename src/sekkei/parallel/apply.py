@@ -63,6 +63,7 @@ class Sharded:
             self.zeros = _zeros(model, mesh)
             places = {name: target for zero in self.zeros for name, target in zero.targets.items()}
             self.targets = {name: places[name] for name, _ in model.named_parameters() if name in places}
+        self.partial &= self.targets.keys()  # what is frozen beside an adapter has no gradient
         self._slices = {s.name: s for zero in self.zeros for s in zero.slices}
         self._zero_of = {s.name: zero for zero in self.zeros for s in zero.slices}
 
@@ -221,6 +222,9 @@ def _zeros(model: Transformer, mesh: Mesh) -> list[Zero]:
     layout, named = mesh.layout, list(model.named_parameters())
     reduce = torch.bfloat16 if layout.reduce == "bf16" else None
     rest = (layout.zero, weights_dtype(layout), reduce)
+    for name, p in named if layout.weights == "bf16" else ():
+        if not p.requires_grad and name not in biases(model):  # what an adapter stands beside
+            p.data = p.data.to(torch.bfloat16)
     if mesh.same_experts is None:
         return [Zero(named, mesh.data, *rest)]
     dense, spread = ([(name, p) for name, p in named if is_expert(name) is cut] for cut in (False, True))

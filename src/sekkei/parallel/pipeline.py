@@ -32,6 +32,7 @@ from torch.distributed.pipelining import (
 )
 
 from sekkei.model.config import ModelConfig
+from sekkei.model.moe import biases
 from sekkei.model.transformer import Head, Transformer
 from sekkei.parallel.apply import Sharded, held_dtype, scale_gradients, weights_dtype
 from sekkei.parallel.layout import Layout, Mesh
@@ -75,7 +76,8 @@ class Pipelined:
         whole: the model; every rank begins with all of it and keeps its stages.
     Attributes:
         stages: by their number in the pipeline. targets: what an optimizer updates, of all of them.
-        dtype, wide: as `Sharded`'s; hidden: of what stages send.
+        dtype, wide: as `Sharded`'s; hidden: of what stages send. shape: the whole model, without storage or adapter.
+        table: shape and whether it is trained of every parameter of the whole model, by name.
         model: holds the parameters of all stages here, under the whole model's names; it is not to be called.
     """
 
@@ -84,6 +86,8 @@ class Pipelined:
         layout.check(whole.config)
         with torch.device("meta"):
             self.shape = Transformer(whole.config, heads_of(whole))
+        self.table = {name: (p.shape, p.requires_grad) for name, p in whole.named_parameters()}
+        self.kept_wide = biases(whole).keys()
         self.wide = next(whole.parameters()).dtype
         self.dtype = held_dtype(layout, self.wide)
         self.hidden = weights_dtype(layout) or self.wide
@@ -170,11 +174,12 @@ class Pipelined:
         self, own: dict[str, Tensor], dtype: torch.dtype, gradients: bool = False
     ) -> Iterator[tuple[str, Tensor]]:
         device = next(self.model.parameters()).device
-        for name, like in self.shape.named_parameters():
-            if gradients and not like.requires_grad:
+        for name, (shape, trained) in self.table.items():
+            if gradients and not trained:
                 continue
-            owner, kind = self._stage_of(name) % self.mesh.layout.pp, dtype if like.requires_grad else self.wide
-            x = own[name].contiguous() if name in own else torch.empty(like.shape, dtype=kind, device=device)
+            owner = self._stage_of(name) % self.mesh.layout.pp
+            kind = self.wide if name in self.kept_wide else dtype if trained else self.dtype
+            x = own[name].contiguous() if name in own else torch.empty(shape, dtype=kind, device=device)
             dist.broadcast(x, dist.get_global_rank(self.mesh.pp, owner), group=self.mesh.pp)
             yield name, x
 

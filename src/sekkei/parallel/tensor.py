@@ -9,7 +9,9 @@ The model's code does not change: it reads head counts from shapes, and what cro
 collect become gather and scatter (collectives.py). Parameters stay plain local tensors.
 
 What each rank computes on its own heads or tokens only has a gradient that is a part of the whole one: `q_norm`,
-`k_norm` always, the other norms with the sequence cut. Those are named, to be summed over the group after backward.
+`k_norm` always, the other norms with the sequence cut, and the side of an adapter that is whole (A before cut outputs
+sees their gradient only, B behind cut inputs their sum only). Those are named, to be summed over the group after
+backward.
 
 It does not handle tied embeddings, generation with cut heads, or head counts that tp does not divide.
 """
@@ -35,11 +37,22 @@ CUTS = {  # dim of the weight that is cut
     "embed": 0,
     "lm_head": 0,
 }
+ADAPTER_SIDES = {"lora_a": 1, "lora_b": 0}
 
 
 def cut_dim(name: str) -> int | None:
-    """The dim along which tensor parallelism cuts the parameter called `name`; None: every rank has all of it."""
-    return CUTS.get(name.split(".")[-2]) if "." in name else None
+    """The dim along which tensor parallelism cuts the parameter called `name`; None: every rank has all of it.
+
+    Of an adapter's pair (model/lora.py) only the side that meets the cut: B [out, r] where outputs are cut, A [r, in]
+    where inputs are.
+    """
+    if "." not in name:
+        return None
+    *_, module, last = name.split(".")
+    dim = CUTS.get(module)
+    if last in ADAPTER_SIDES and dim != ADAPTER_SIDES[last]:
+        return None
+    return dim
 
 
 def apply_tensor_parallel(model: Transformer, group: Group, sequence_parallel: bool) -> frozenset[str]:
@@ -81,7 +94,9 @@ def whole(name: str, local: Tensor, group: Group) -> Tensor:
 
 
 def _is_partial(name: str, sequence_parallel: bool) -> bool:
-    module = name.split(".")[-2]
+    *_, module, last = name.split(".")
+    if last in ADAPTER_SIDES:
+        return module in CUTS and cut_dim(name) is None
     return module in ("q_norm", "k_norm") or (sequence_parallel and module.endswith("norm"))
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sekkei.data.batch import Batch
 from sekkei.model.config import ModelConfig, MoEConfig
 from sekkei.model.init import build
+from sekkei.model.lora import LoRAConfig, add_lora, lora_layers
 from sekkei.model.transformer import Head, Transformer
 from sekkei.parallel.ops import LocalOps
 from sekkei.prove.objectives import OBJECTIVES, VOCABULARY, Objective
@@ -41,6 +42,7 @@ CONFIG = ModelConfig(
 MICRO_BATCHES, STEPS = 4, 3
 DEEP = replace(CONFIG, num_layers=4)  # for pipelines: two stages on each of two ranks
 EXPERTS = MoEConfig(experts=4, active=2, shared=1, intermediate_size=24, first_dense=1, bias_rate=0.05)
+ADAPTER = LoRAConfig(rank=4, alpha=8.0)
 SEED = 7
 CPU = torch.device("cpu")
 OPTIM = OptimConfig(kind="adamw", lr=1e-2, schedule="constant", warmup=0.0, weight_decay=0.1, eps=1e-8, clip=0.5)
@@ -73,8 +75,14 @@ class Answer:
         return cls(float(kinds[""]["loss"]), float(kinds[""]["norm"]), kinds["gradient"], kinds["parameter"])
 
 
-def model(config: ModelConfig, dtype: torch.dtype = torch.float64, heads: tuple[Head, ...] = ("lm",)) -> Transformer:
-    """With weights of the size of a trained model's: at the usual small ones attention is flat and faults are small."""
+def model(
+    config: ModelConfig, dtype: torch.dtype = torch.float64, heads: tuple[Head, ...] = ("lm",), lora: bool = False
+) -> Transformer:
+    """With weights of the size of a trained model's: at the usual small ones attention is flat and faults are small.
+
+    Args:
+        lora: frozen but for an adapter, which has been trained, too: at the usual zeros half of it has no gradient.
+    """
     made = build(config, SEED, heads, dtype)
     with torch.no_grad():
         for name, parameter in made.named_parameters():
@@ -83,6 +91,9 @@ def model(config: ModelConfig, dtype: torch.dtype = torch.float64, heads: tuple[
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=dtype))
             else:
                 parameter.mul_(2.0)
+        for name, layer in lora_layers(add_lora(made, ADAPTER, SEED) if lora else made).items():
+            generator = torch.Generator().manual_seed(len(name) + layer.lora_b.numel())
+            layer.lora_b.copy_(0.2 * torch.randn(layer.lora_b.shape, generator=generator, dtype=dtype))
     return made
 
 
@@ -97,10 +108,12 @@ def optimizer_of(kind: Literal["adamw", "muon"], module: nn.Module, placed: Plac
     return Optimizer(module, replace(OPTIM, kind=kind), STEPS, torch.float64, placed)
 
 
-def single(objective: Objective, config: ModelConfig, kind: Literal["adamw", "muon"], dtype: torch.dtype) -> Answer:
+def single(
+    objective: Objective, config: ModelConfig, kind: Literal["adamw", "muon"], dtype: torch.dtype, lora: bool = False
+) -> Answer:
     """The answer of one process."""
     asked = OBJECTIVES[objective]
-    policy = model(config, dtype, asked.heads)
+    policy = model(config, dtype, asked.heads, lora)
     step = PlainStep({"policy": policy}, LocalOps(), CPU, None)
     optimizer = optimizer_of(kind, policy)
     first: tuple[float, float, dict[str, Tensor]] | None = None

@@ -65,7 +65,16 @@ EIGHT = (
 )
 MUON = (Layout(dp=4, zero=2), Layout(dp=2, tp=2, zero=3), Layout(pp=2, tp=2), Layout(dp=4, ep=2, zero=2))
 FLOAT32 = (Layout(cp=2, tp=2), Layout(dp=4, zero=3), Layout(pp=2, dp=2, zero=1))
-"""The first of each is a named row; `--all` has all of them."""
+ADAPTERS = (
+    Layout(dp=2, tp=2, zero=3),
+    *(Layout(dp=2, zero=zero) for zero in range(4)),
+    Layout(tp=2),
+    Layout(tp=2, sequence_parallel=True),
+    Layout(cp=2),
+    Layout(pp=2),
+    Layout(dp=2, zero=3, recompute="full"),
+)
+"""The first of each of these is a named row; `--all` has all of them."""
 OWN = (  # of a recipe that names no layout: one of each kind
     Layout(dp=2, zero=2),
     Layout(dp=2, zero=3),
@@ -111,6 +120,7 @@ def rows_for(nproc: int, everything: bool, compiler: bool = True) -> list[Row]:
     rows = [Row(layout) for layout in (*layouts, *((*MORE, *_product(nproc)) if everything else ()))]
     rows += [Row(layout, kind="muon") for layout in (MUON if everything else MUON[:1])]
     rows += [Row(layout, dtype="fp32") for layout in (FLOAT32 if everything else FLOAT32[:1])]
+    rows += [Row(layout, lora=True) for layout in (ADAPTERS if everything else ADAPTERS[:1])]
     rows += [Row(Layout(pp=2, cp=2) if nproc >= 4 else Layout(cp=2), name) for name in OBJECTIVES if name != "tokens"]
     if everything:
         rows += [Row(layout, "dpo") for layout in PREFERENCES]

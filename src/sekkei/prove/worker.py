@@ -48,7 +48,8 @@ class Row:
     Args:
         fault: its number in `FAULTS`; None: no fault. kind: of optimizer. dtype: of everything; in fp32 gradients are
             compared with fp32's error, and parameters, where Adam makes a step of any rounding, are not.
-        model: None: the tiny one of `case.py`, with experts where the layout spreads them.
+        model: None: the tiny one of `case.py`, with experts where the layout spreads them. lora: an adapter is trained
+            and the rest is frozen.
     """
 
     layout: Layout
@@ -57,6 +58,7 @@ class Row:
     kind: Literal["adamw", "muon"] = "adamw"
     dtype: Literal["fp64", "fp32"] = "fp64"
     model: ModelConfig | None = None
+    lora: bool = False
 
     @property
     def nproc(self) -> int:
@@ -73,13 +75,15 @@ class Row:
 
     @property
     def name(self) -> str:
-        marks = ([self.kind] if self.kind != "adamw" else []) + ([self.dtype] if self.dtype != "fp64" else [])
+        marks: list[str] = [self.kind] if self.kind != "adamw" else []
+        marks += [self.dtype] if self.dtype != "fp64" else []
+        marks += ["lora"] if self.lora else []
         return " ".join([self.layout.name, *marks])
 
     @property
-    def question(self) -> tuple[Objective, ModelConfig, Literal["adamw", "muon"], torch.dtype]:
+    def question(self) -> tuple[Objective, ModelConfig, Literal["adamw", "muon"], torch.dtype, bool]:
         """What one process is asked: rows that share it are compared with one answer."""
-        return self.objective, self.config, self.kind, self.torch_dtype
+        return self.objective, self.config, self.kind, self.torch_dtype, self.lora
 
 
 @dataclass
@@ -151,7 +155,7 @@ def compute(row: Row, answer: case.Answer, groups: Groups | None = None) -> Find
     with planted(None if row.fault is None else FAULTS[row.fault]):
         mesh = Mesh(row.layout, "cpu", groups)
         asked = OBJECTIVES[row.objective]
-        whole = case.model(row.config, row.torch_dtype, asked.heads)
+        whole = case.model(row.config, row.torch_dtype, asked.heads, row.lora)
         whole.run_block = RUN_BLOCK[row.layout.recompute]
         model = (Pipelined if row.layout.pp > 1 else Sharded)(whole, mesh)
         optimizer = case.optimizer_of(row.kind, model.model, model)
