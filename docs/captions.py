@@ -2,6 +2,7 @@
 
     README.md            files: the first sentence of every source file; figures: docs/results/laptop.json
     docs/alignment.md    study: docs/results/laptop-study.json, r1-zero.json and r1.json, as far as they are there
+    docs/prompting.md    strategies: docs/results/laptop-study.json
 
 python docs/captions.py            rewrite the pages
 python docs/captions.py --check    exit 1 if it is out of date (a test does this)
@@ -107,6 +108,27 @@ def study() -> str:
     return "\n".join(lines) + "\n"
 
 
+def strategies() -> str:
+    """What every strategy at inference time gave, after SFT and after GRPO."""
+    found = json.loads((ROOT / "docs" / "results" / "laptop-study.json").read_text(encoding="utf-8"))["figures"]
+    lines = [
+        "| strategy | SFT | tokens | any of, top-1, majority, mean | GRPO | tokens | any of, top-1, majority, mean |",
+        "|---|--:|--:|---|--:|--:|---|",
+    ]
+    first, second = "inference.sft.", "inference.grpo-0."
+    keys = [key[len(first) : -len(".accuracy")] for key in found if key.startswith(first) and key.endswith(".accuracy")]
+    for key in keys:
+        shown = [f"`{key}`"]
+        for stage in (first, second):
+            low, high = found[f"{stage}{key}.low"], found[f"{stage}{key}.high"]
+            shown.append(f"{found[f'{stage}{key}.accuracy']:.0%} ({low:.0%}–{high:.0%})")
+            shown.append(f"{found[f'{stage}{key}.tokens']:,.0f}")
+            four = [found.get(f"{stage}{key}.{name}") for name in ("any_of", "top1", "majority", "mean")]
+            shown.append(", ".join(f"{value:.0%}" for value in four if value is not None))
+        lines.append("| " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def fill(text: str, name: str, content: str) -> str:
     """Replace what stands between the markers `name` and `/name`."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -119,6 +141,7 @@ def main() -> int:
     parts = {
         ROOT / "README.md": {"files": captions(), "figures": figures()},
         ROOT / "docs" / "alignment.md": {"study": study()},
+        ROOT / "docs" / "prompting.md": {"strategies": strategies()},
     }
     stale = False
     for page, contents in parts.items():
