@@ -122,7 +122,7 @@ def test_workers_and_file_names_of_equal_content(tmp_path: Path) -> None:
 
 
 def test_a_changed_parameter_recomputes_what_it_must(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, out = corpus(tmp_path / "in"), tmp_path / "out"
+    folder, out = corpus(tmp_path / "in", 12), tmp_path / "out"
     made: list[str] = []
     put = Store.put
 
@@ -150,9 +150,9 @@ def test_a_changed_parameter_recomputes_what_it_must(tmp_path: Path, monkeypatch
     assert set(made) == {"gopher_quality"}  # what follows is found again: its input is the same
     made.clear()
     (folder / "f9.jsonl").write_text(json.dumps({"text": prose(5000)}) + "\n")
-    local.run(plan_for(folder, out, without_effect, part_bytes=1), out, 1, QUIET)
+    local.run(plan_for(folder, out, without_effect, part_bytes=3_000), out, 1, QUIET)
     fresh = tmp_path / "fresh"
-    local.run(plan_for(folder, fresh, without_effect, part_bytes=1), fresh, 1, QUIET)
+    local.run(plan_for(folder, fresh, without_effect, part_bytes=3_000), fresh, 1, QUIET)
     assert content(out) == content(fresh)
 
 
