@@ -91,6 +91,7 @@ class Clock:
 def ours(what: str, steps: int) -> dict[str, float]:
     import torch
 
+    from sekkei.core import hardware
     from sekkei.engine.engine import Engine
     from sekkei.model.config import ModelConfig
     from sekkei.model.init import build
@@ -104,6 +105,7 @@ def ours(what: str, steps: int) -> dict[str, float]:
     from sekkei.train.optim import OptimConfig, Optimizer
     from sekkei.train.step import PlainStep
 
+    hardware.tune_allocator()  # as `sekkei run` does
     torch.set_num_threads(1)
     device = torch.device("cpu")
     sizes = ModelConfig(
@@ -127,7 +129,7 @@ def ours(what: str, steps: int) -> dict[str, float]:
         objective = Preference(data, DPOLoss(beta=0.1, nll=0.0), PAIRS, 8192, refs)
     else:
         asked = prompts(PROMPTS * steps)
-        config = GRPOConfig(steps=steps, prompts=PROMPTS, samples=SAMPLES, max_tokens=ANSWER, micro_tokens=1024)
+        config = GRPOConfig(steps=steps, prompts=PROMPTS, samples=SAMPLES, max_tokens=ANSWER, micro_tokens=2048)
         if what == "grpo_ahead":
             config = replace(config, off_by=1, correction="token_truncate")
             ctx.generate = OwnCopy(model, device, None)

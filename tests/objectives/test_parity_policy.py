@@ -237,12 +237,12 @@ def test_a_kl_of_equal_value_may_have_another_gradient(golden: Any) -> None:
 
 def test_a_prompt_computed_once_is_trls_and_a_hidden_one_is_seen(golden: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = batches_of(golden, "grpo_dapo", 1024)
-    assert all(flat_batch(batch) is not None for batch in batches)
+    assert all(flat_batch(batch, torch.device("cpu")) is not None for batch in batches)
     case = (golden.context(), batches, loss_of(golden, "grpo_dapo"))
     assert golden.error("grpo_dapo", *case) < LIMIT
 
-    def blind(batch: Batch) -> Flat | None:
-        flat = flat_batch(batch)
+    def blind(batch: Batch, device: torch.device) -> Flat | None:
+        flat = flat_batch(batch, device)
         assert flat is not None
         for part in flat.attend.parts:
             part.sees[..., : part.sees.shape[-1] - part.sees.shape[-2]] = False  # answers see themselves only
@@ -254,7 +254,7 @@ def test_a_prompt_computed_once_is_trls_and_a_hidden_one_is_seen(golden: Any, mo
 
 def test_a_missing_document_mask_is_seen(golden: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = batches_of(golden, "grpo_dapo", 1024)
-    monkeypatch.setattr(step_module, "flat_batch", lambda batch: None)  # which has no use for the mask
+    monkeypatch.setattr(step_module, "flat_batch", lambda *_: None)  # which has no use for the mask
     monkeypatch.setattr(step_module, "DenseAttend", lambda segments: DenseAttend(None))
     assert golden.error("grpo_dapo", golden.context(), batches, loss_of(golden, "grpo_dapo")) > 100 * LIMIT
 

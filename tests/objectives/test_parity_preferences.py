@@ -188,7 +188,7 @@ def test_a_missing_document_mask_is_seen(golden: Any, case: str, monkeypatch: py
         ctx, batches, loss = golden.context(), pack_samples(sft_rows(golden), 1024), TokenLoss()
     else:
         ctx, batches, loss = pair_case(golden, case)
-    monkeypatch.setattr(step_module, "flat_batch", lambda batch: None)  # which has no use for the mask
+    monkeypatch.setattr(step_module, "flat_batch", lambda *_: None)  # which has no use for the mask
     monkeypatch.setattr(step_module, "DenseAttend", lambda segments: DenseAttend(None))
     assert golden.error(case, ctx, batches, loss) > 100 * LIMIT
 

@@ -316,7 +316,7 @@ def test_the_kl_sign_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_document_mask_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_module, "flat_batch", lambda batch: None)  # which has no use for the mask
+    monkeypatch.setattr(step_module, "flat_batch", lambda *_: None)  # which has no use for the mask
     monkeypatch.setattr(step_module, "DenseAttend", lambda segments: DenseAttend(None))
     found = errors(CONFIG)
     assert found["policy"] > 1e-3

@@ -20,6 +20,7 @@ from sekkei.train.objective import Update
 from sekkei.train.shared_prompts import flat_batch
 from sekkei.train.step import PlainStep
 
+CPU = torch.device("cpu")
 CONFIG = ModelConfig(
     hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=24, vocab_size=19, qk_norm=True
 )
@@ -61,9 +62,9 @@ def test_outputs_and_gradients_are_those_of_the_rows(micro_tokens: int) -> None:
     samples = answers(random.Random(1), [9, 7, 1, 5], [[4, 6, 5], [6, 5, 6, 4], [5, 6], [6]])
     policy, shared = model(), 0
     for batch in pack_samples(samples, micro_tokens):
-        shared += flat_batch(batch) is not None
-        step = PlainStep({"policy": policy}, LocalOps(), torch.device("cpu"), None)
-        out = step._forward("policy", batch, WANTS, 0.7)
+        shared += flat_batch(batch, CPU) is not None
+        step = PlainStep({"policy": policy}, LocalOps(), CPU, None)
+        out = step._forward("policy", batch, flat_batch(batch, CPU), WANTS, 0.7)
         assert out.logprobs is not None
         assert out.entropy is not None
         assert out.values is not None
@@ -88,10 +89,8 @@ def test_loss_and_gradients_of_grpo() -> None:
     for width in (200, 1):  # all answers in one micro-batch, and each in its own, where nothing is shared
         policy = model()
         batches = pack_samples(samples, 200) if width == 200 else [b for s in samples for b in pack_samples([s], 200)]
-        assert any(flat_batch(batch) is not None for batch in batches) == (width == 200)
-        metrics = PlainStep({"policy": policy}, LocalOps(), torch.device("cpu"), None).backward(
-            Update("policy", batches, loss)
-        )
+        assert any(flat_batch(batch, CPU) is not None for batch in batches) == (width == 200)
+        metrics = PlainStep({"policy": policy}, LocalOps(), CPU, None).backward(Update("policy", batches, loss))
         found.append((metrics["loss"].total, {name: p.grad for name, p in policy.named_parameters()}))
     (one, gradients), (other, expected) = found
     torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
@@ -103,7 +102,7 @@ def test_loss_and_gradients_of_grpo() -> None:
 def test_counts_by_hand() -> None:
     """Two answers to 9 tokens: 8 are shared, the ninth and all but the last of the answer are each one's own."""
     batch = pack_samples(answers(random.Random(3), [9], [[4, 6]]), 100)[0]
-    flat = flat_batch(batch)
+    flat = flat_batch(batch, CPU)
     assert flat is not None
     assert flat.ids.shape == (1, 8 + 4 + 6)
     assert flat.positions[0].tolist() == [*range(8), *range(8, 14), *range(8, 12)] or flat.positions[0].tolist() == [
@@ -117,7 +116,7 @@ def test_counts_by_hand() -> None:
 
 def test_nothing_is_shared_where_nothing_is_equal_or_little_is_saved() -> None:
     rng = random.Random(4)
-    assert flat_batch(pack_samples(answers(rng, [9, 9], [[4], [6]]), 100)[0]) is None
-    assert flat_batch(pack_samples(answers(rng, [3], [[30, 30]]), 100)[0]) is None
+    assert flat_batch(pack_samples(answers(rng, [9, 9], [[4], [6]]), 100)[0], CPU) is None
+    assert flat_batch(pack_samples(answers(rng, [3], [[30, 30]]), 100)[0], CPU) is None
     document = [Sample(ids=[1, 2, 3, 4, 5, 6])] * 2  # scored from its first token on: there is no prompt
-    assert flat_batch(pack_samples(document, 100)[0]) is None
+    assert flat_batch(pack_samples(document, 100)[0], CPU) is None

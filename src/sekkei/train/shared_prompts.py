@@ -69,8 +69,12 @@ class Flat:
         return Output(logprobs=back(out.logprobs), entropy=back(out.entropy), values=back(out.values))
 
 
-def flat_batch(batch: Batch) -> Flat | None:
-    """The batch with shared heads taken once; None where that saves less than a tenth of the work."""
+def flat_batch(batch: Batch, device: torch.device) -> Flat | None:
+    """The batch with shared heads taken once; None where that saves less than a tenth of the work.
+
+    Args:
+        batch: where it was made, best on the CPU, as its values are read. device: of the result.
+    """
     segments = _segments(batch)
     heads: dict[bytes, list[_Segment]] = {}
     for segment in segments:
@@ -99,9 +103,10 @@ def flat_batch(batch: Batch) -> Flat | None:
     if not _worth(n, [prompts, answers], batch.ids.shape):
         return None
     where[~real] = n
-    device = batch.ids.device
-    source = torch.from_numpy(np.concatenate(sources)).to(device)
-    ids, positions, labels = (x.reshape(-1)[source][None] for x in (batch.ids, batch.positions, batch.labels))
+    source = torch.from_numpy(np.concatenate(sources)).to(batch.ids.device)
+    ids, positions, labels = (
+        x.reshape(-1)[source][None].to(device) for x in (batch.ids, batch.positions, batch.labels)
+    )
     attend = FlatAttend([_Padded(part, device) for part in (prompts, answers)])
     return Flat(ids, positions, labels, torch.from_numpy(where).to(device), attend)
 

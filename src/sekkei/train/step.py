@@ -18,7 +18,7 @@ from sekkei.model.output import Output
 from sekkei.model.transformer import Transformer
 from sekkei.parallel.ops import Ops
 from sekkei.train.objective import Mean, Metrics, Update
-from sekkei.train.shared_prompts import flat_batch
+from sekkei.train.shared_prompts import Flat, flat_batch
 
 
 class Step(Protocol):
@@ -47,7 +47,7 @@ class PlainStep:
 
     @torch.no_grad()
     def score(self, role: str, batch: Batch, wants: frozenset[str], temperature: float) -> Output:
-        return self._forward(role, batch.to(self.device), wants, temperature)
+        return self._forward(role, batch.to(self.device), self._flat(role, batch), wants, temperature)
 
     def backward(self, update: Update) -> Metrics:
         loss_fn, ops = update.loss, self.ops
@@ -56,7 +56,8 @@ class PlainStep:
         total: Metrics = {}
         for cpu_batch in update.micro_batches:
             batch = cpu_batch.to(self.device)
-            out = self._forward(update.role, batch, loss_fn.wants, loss_fn.temperature)
+            flat = self._flat(update.role, cpu_batch)
+            out = self._forward(update.role, batch, flat, loss_fn.wants, loss_fn.temperature)
             terms, metrics = loss_fn.terms(out, batch, ops)
             loss = normalised(terms, units)
             loss.backward()
@@ -69,10 +70,15 @@ class PlainStep:
             for name, mean in total.items()
         }
 
-    def _forward(self, role: str, batch: Batch, wants: frozenset[str], temperature: float) -> Output:
+    def _flat(self, role: str, batch: Batch) -> Flat | None:
+        """The batch with its prompts computed once, where that pays; experts would count their load another way."""
         model = self.models[role]
-        dense = isinstance(model, Transformer) and model.config.moe is None
-        flat = flat_batch(batch) if dense else None
+        if not isinstance(model, Transformer) or model.config.moe is not None:
+            return None
+        return flat_batch(batch, self.device)
+
+    def _forward(self, role: str, batch: Batch, flat: Flat | None, wants: frozenset[str], temperature: float) -> Output:
+        model = self.models[role]
         with torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
             if flat is not None:
                 out = model(flat.ids, flat.positions, flat.attend, flat.labels, wants, temperature)
