@@ -202,9 +202,12 @@ def test_lines_of_a_pipe_know_nothing_of_each_other(run: Path) -> None:
     assert talk.prompt("hi")[0] == first
 
 
-def test_a_hugging_face_folder_is_talked_to(run: Path, tmp_path: Path) -> None:
+def test_a_hugging_face_folder_is_talked_to(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     export_hf(run, tmp_path / "out")
-    command = [sys.executable, "-m", "sekkei", "chat", str(tmp_path / "out"), "--max-tokens", str(REPLY)]
-    result = subprocess.run(command, input="one\\\ntwo\n", capture_output=True, text=True, check=False)
-    assert result.stdout == "( well)\n hello\n", result.stderr
-    assert "tiny" not in result.stderr
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\\\ntwo\n"))
+    assert main(["chat", str(tmp_path / "out"), "--max-tokens", str(REPLY)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "( well)\n hello\n"
+    assert "tiny" not in shown.err
