@@ -38,6 +38,7 @@ import platform
 import random
 import re
 import resource
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -285,7 +286,7 @@ def main() -> None:
         return
     about = corpora[options.megabytes][1]
     result = begun(options.out, about)
-    result["commands"].append(" ".join(["python", "benchmarks/data.py", *sys.argv[1:]]))
+    result["commands"].append(shlex.join(["python", "benchmarks/data.py", *sys.argv[1:]]))
     if options.fresh:
         result["cases"] = {name: found for name, found in result["cases"].items() if name not in cases}
         result["memory"] = [row for row in result["memory"] if row["megabytes"] not in sizes]
