@@ -1,6 +1,6 @@
 """`sekkei plan`: what a model costs on a cluster, layout by layout, before anything is rented.
 
-The figures are closed forms (parallel/memory.py, parallel/cost.py); nothing is built or run.
+The figures are closed forms (parallel/memory.py, parallel/peak.py, parallel/cost.py); nothing is built or run.
 """
 
 from __future__ import annotations
@@ -232,17 +232,19 @@ def trace_lines(plan: Plan) -> list[str]:
     """What a dry run of the plan's rank counts, beside the closed form."""
     import time
 
+    from sekkei.parallel.memory import state_bytes
+    from sekkei.parallel.peak import rank_bytes
     from sekkei.prove.trace import trace
 
     began = time.perf_counter()
     found = trace(plan.job, plan.layout, plan.rank)
-    held = sum(plan.memory[name] for name in ("params", "grads", "master"))
-    peak = sum(plan.memory.values())
+    held = sum(state_bytes(plan.job.model, plan.layout, plan.job.weights, plan.rank).values())
+    peak = sum(rank_bytes(plan.job, plan.layout, plan.rank, "cpu").values())
     return [
         "",
         f"dry run of rank {plan.rank} with a CPU's kernels and weights, {time.perf_counter() - began:.0f} s",
         f"held     {found.held:,} bytes after the backward pass; closed form {held:,} ({found.held / held - 1:+.2%})",
-        f"peak     {found.peak:,} bytes; estimate {peak:,} ({found.peak / peak - 1:+.0%}): scores are written out here",
+        f"peak     {found.peak:,} bytes; closed form for a CPU {peak:,} ({found.peak / peak - 1:+.2%})",
     ]
 
 

@@ -1,9 +1,9 @@
-"""Bytes that one rank holds under a layout, in closed form: nothing is built, nothing is run.
+"""Bytes of state that one rank holds under a layout, in closed form: nothing is built, nothing is run.
 
-    state        parameters + gradients + master + moments            exact: `Sharded.bytes()` and Adam's state
-    working set  activations + casts + logits + gathered + buckets    estimate of the peak, in the backward pass
+    parameters + gradients + master + moments        exact: `Sharded.bytes()` and Adam's state
 
-State, in bytes per parameter, for N data ranks (dp · cp) and n = the parameters left after tensor parallelism:
+What is there besides at the highest point of a step: peak.py. In bytes per parameter, for N data ranks (dp · cp) and
+n = the parameters left after tensor parallelism:
 
                     fp32 weights     bf16 weights, fp32 master     the same, gradients summed in fp32
     stage 0         4 + 4 + 8        2 + 2 + 12                    2 + 4 + 12
@@ -17,9 +17,7 @@ the reduced gradient of a slice costs 4 / N beside the whole bf16 gradients (sta
 ceil(rows / N) rows (stage 3), the last ones less. State is that between the backward pass and the optimizer, which
 widens the gradients of a rank's slices to fp32 while it runs.
 
-Exact in all stages; stage 3 with bf16 weights keeps fp32 shards that are gathered in bf16. Activations are those of
-model/flops.py, divided as tensor.py cuts them: for bf16 weights an upper bound, for the norms' inputs are counted in
-float32, as autocast keeps them. Every micro-batch has packed rows.
+Exact in all stages; stage 3 with bf16 weights keeps fp32 shards that are gathered in bf16.
 
 A pipeline rank has its own layers, the first one the embedding too, the last one norm, head and logits; it keeps the
 activations of as many micro-batches as its schedule lets in before the first one comes back:
@@ -47,17 +45,12 @@ from typing import Literal
 
 from sekkei.core.errors import ConfigError
 from sekkei.model.config import ModelConfig
-from sekkei.model.flops import cast_weights, saved_by_mlp
-from sekkei.model.logprobs import GPU_CHUNK_ELEMENTS, KEEP_ELEMENTS
 from sekkei.parallel.experts import is_expert
 from sekkei.parallel.layout import CHUNKS, Layout
 from sekkei.parallel.tensor import cut_dim
-from sekkei.parallel.zero import BUCKET_ELEMENTS
 
 Weights = Literal["fp64", "fp32", "bf16"]
 WEIGHT_BYTES: dict[Weights, int] = {"fp64": 8, "fp32": 4, "bf16": 2}
-STATE = ("params", "grads", "master", "moments")
-WORKING = ("activations", "casts", "logits", "gathered", "buckets")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,49 +225,6 @@ def held_layers(job: Job, layout: Layout, stage: int) -> int:
     return (passes if layout.schedule == "gpipe" else min(passes, layout.pp - stage)) * layers // layout.pp
 
 
-def activation_bytes(job: Job, layout: Layout, stage: int = 0) -> dict[str, int]:
-    """What autograd saves on pipeline rank `stage`: the table of model/flops.py by what cuts each line.
-
-        over tp                    s (A + F), s 3 F, s (A + 2 C), 4 · 2 (A + C), 4 N
-        over tp with the sequence  4 · 4 D: the norms stand outside of `gather`
-        not cut                    s c D: inputs of projections are gathered; the mask, s T (none with cp: the ring's
-                                   blocks make theirs); all of experts, whose tokens are data ranks'
-
-    With `full` recomputation: one block whole, and 4 D per token for every block's input. With `selective`: neither the
-    mask nor 4 N (the statistics of a fused kernel's softmax), but for one block.
-    """
-    model, s, tp = job.model, job.compute, layout.tp
-    d, h, here = model.hidden_size, model.head_size, layers_here(model, layout, stage)
-    a, c = model.num_heads * h, model.num_kv_heads * h
-    sequence = tp if layout.sequence_parallel else 1
-    residual = max(4, s)
-    autocast = s < residual
-    cut = s * a + s * (a + 2 * c) + (2 * residual * (a + c) if model.qk_norm else 0)
-    inputs = s * (2 if autocast else 1) * d  # of the MLP
-    mlps = [saved_by_mlp(model, i, s) - inputs for i in here]
-    each = [(cut + mlp) // tp + 4 * residual * d // sequence + s * (3 if autocast else 1) * d + inputs for mlp in mlps]
-    scores = residual * model.num_heads // tp + (s * job.context if layout.cp == 1 else 0)
-    tokens, layers, last = micro_tokens(job, layout), held_layers(job, layout, stage), stage == layout.pp - 1
-    held = layers * sum(each) // len(here)
-    blocks = {
-        "none": held + layers * scores,
-        "selective": held + scores,
-        "full": max(each) + scores + layers * residual * d // sequence,
-    }[layout.recompute]
-    end = 2 * residual * d // sequence + residual * d if last else 0
-    matrices = layers * sum(cast_weights(model, i, layout.ep) for i in here) // len(here)
-    casts = s * matrices // tp if s < job.weight else 0  # autograd keeps each forward pass's own
-    logits = _logit_bytes(job, layout) if last else 0
-    return {"activations": tokens * (blocks + end), "casts": casts, "logits": logits}
-
-
-def _logit_bytes(job: Job, layout: Layout) -> int:
-    """Scored in chunks, and kept whole only where they are few (model/logprobs.py, vocab.py)."""
-    logits = micro_tokens(job, layout) * job.model.vocab_size // layout.tp
-    s, wide = job.compute, max(4, job.compute)
-    return (s * logits if logits <= KEEP_ELEMENTS else 0) + 3 * wide * min(logits, GPU_CHUNK_ELEMENTS)
-
-
 @dataclass(frozen=True)
 class Held:
     """Parameters on one rank of a pipeline stage: outside of blocks, in all blocks, of those in spread experts; and in
@@ -299,46 +249,6 @@ def held_parameters(model: ModelConfig, layout: Layout, stage: int = 0) -> Held:
     return Held(sum(size * times for _, size, times in table) - blocks, blocks, spread, rest + max(mlp, experts))
 
 
-def buffer_bytes(job: Job, layout: Layout, stage: int = 0) -> dict[str, int]:
-    """What is gathered for a moment, and what collectives are made from.
-
-    stage 3     gathered: the root, and two blocks (one computes, one is fetched), or all with `reshard: false`;
-                buckets: whole gradients of the root and of one block, and the latter once more, flat
-    stage 2     a bucket's gradients until it is full, and stage 1's
-    stage 1     a bucket, padded, side by side, in the master's precision, and a rank's row of it
-    stage 0     a bucket, flat
-    cp          keys and values: two in transit, or the whole row's; their gradients, wide: as many
-    tp          a copy of what is summed
-    ep          rows on their way to experts, and as many on their way back
-    pp          hidden states and their gradients: torch allots a buffer to every micro-batch, and keeps it
-    """
-    model, w, wide = job.model, job.weight, job.wide
-    held, gathered = held_parameters(model, layout, stage), 0
-    if layout.zero == 3:
-        gathered = w * (held.root + (min(2 * held.largest, held.blocks) if layout.reshard else held.blocks))
-        buckets = wide * (held.root + 2 * held.largest)
-    else:
-        largest = max(prod(shape) for _, shape, _ in local_table(model, layout, stage))
-        bucket = max(largest, min(BUCKET_ELEMENTS, held.root + held.blocks))
-        buckets = w * bucket if layout.dp * layout.cp > 1 else 0
-        if layout.zero:
-            buckets += w * bucket + (wide * bucket if w < wide else 0) + wide * bucket // (layout.dp * layout.cp)
-        if layout.zero == 2:
-            buckets += w * bucket
-    tokens = micro_tokens(job, layout)
-    if layout.cp > 1:
-        copies = 2 if layout.context == "ring" else layout.cp
-        buckets += copies * tokens * kv_width(model, layout) * (job.compute + max(4, job.compute))
-    if layout.tp > 1:
-        buckets += tokens * model.hidden_size * job.compute
-    if layout.ep > 1:
-        buckets += 2 * routed_bytes(job, layout)
-    if layout.pp > 1:
-        edges = 2 * (layout.stages // layout.pp) - (stage in (0, layout.pp - 1))
-        buckets += edges * job.passes(layout) * hidden_bytes(job, layout)
-    return {"gathered": gathered, "buckets": buckets}
-
-
 def hidden_bytes(job: Job, layout: Layout) -> int:
     """What one pipeline stage sends to the next for a micro-batch."""
     cut = layout.tp if layout.sequence_parallel else 1
@@ -354,25 +264,3 @@ def routed_bytes(job: Job, layout: Layout) -> int:
 def kv_width(model: ModelConfig, layout: Layout) -> int:
     """Elements of keys and values of one token in one layer on one rank."""
     return 2 * model.num_kv_heads * model.head_size // layout.tp
-
-
-def rank_bytes(job: Job, layout: Layout, rank: int = 0) -> dict[str, int]:
-    """All components of a rank by name, `STATE` then `WORKING`; their sum is the estimate of its peak.
-
-    Raises:
-        ConfigError: the layout does not divide the model or the batch.
-    """
-    job.check(layout)
-    state = state_bytes(job.model, layout, job.weights, rank)
-    stage = rank // (layout.world // layout.pp)
-    return {**state, **activation_bytes(job, layout, stage), **buffer_bytes(job, layout, stage)}
-
-
-def heaviest_rank(job: Job, layout: Layout) -> int:
-    """The first rank of the first pipeline stage, or of the last: which one holds more.
-
-    Raises:
-        ConfigError: as `rank_bytes`.
-    """
-    ends = {0, layout.world - layout.world // layout.pp}
-    return max(sorted(ends), key=lambda rank: sum(rank_bytes(job, layout, rank).values()))

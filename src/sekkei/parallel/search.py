@@ -4,7 +4,7 @@
     pipelines: 1f1b, interleaved, zero_bubble, with zero 0 and 1    with and without recomputation
     ep, where the model has experts: every number of data ranks that divides them
 
-A layout fits if a rank's estimated peak (memory.py) and the reserve leave nothing over. Among equal times the one that
+A layout fits if a rank's estimated peak (peak.py) and the reserve leave nothing over. Among equal times the one that
 needs less memory is better. Layouts that do not fit are told by what they lack, the fastest ones first.
 
 Not searched, but priced on demand: selective recomputation, gpipe (1f1b's time, more memory), gathered keys and values
@@ -23,7 +23,8 @@ from sekkei.core.errors import ConfigError
 from sekkei.core.hardware import GIB
 from sekkei.parallel.cost import Cluster, step_flops, step_seconds
 from sekkei.parallel.layout import Layout, Recompute, Schedule
-from sekkei.parallel.memory import Job, Weights, heaviest_rank, rank_bytes
+from sekkei.parallel.memory import Job, Weights
+from sekkei.parallel.peak import heaviest_rank, rank_bytes
 
 SCHEDULES: tuple[Schedule, ...] = ("1f1b", "interleaved", "zero_bubble")
 RECOMPUTES: tuple[Recompute, ...] = ("none", "full")

@@ -88,7 +88,11 @@ def one_step(job: Job, mesh: Mesh) -> Traced:
     ids = torch.zeros(job.micro_rows, job.context, dtype=torch.long)
     ones = torch.ones(job.micro_rows, job.context)
     batch = Batch(ids=ids, labels=ids, mask=ones, positions=ids, segments=ids, extra={})
-    held = [_local(p) for p in (*placed.model.parameters(), *placed.targets.values())]
+    for target in placed.targets.values():  # the moments of a first step, which a training's other steps find there
+        target.grad = torch.zeros_like(target)
+    optimizer.step(0)
+    moments = optimizer.tensors().values()
+    held = [_local(p) for p in (*placed.model.parameters(), *placed.targets.values(), *moments)]
     del model
     with warnings.catch_warnings(), LiveBytes(held) as live:
         warnings.filterwarnings("ignore", message=".*returned a view tensor")  # nobody writes to log-probabilities
