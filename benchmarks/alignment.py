@@ -88,13 +88,23 @@ class Clock:
         }
 
 
+def own_model() -> Any:
+    """The model of both sides, in our code."""
+    from sekkei.model.config import ModelConfig
+    from sekkei.model.init import build
+
+    sizes = ModelConfig(
+        hidden_size=WIDTH, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, intermediate_size=INNER,
+        vocab_size=VOCAB, max_context=512,
+    )  # fmt: skip
+    return build(sizes, 0)
+
+
 def ours(what: str, steps: int) -> dict[str, float]:
     import torch
 
     from sekkei.core import hardware
     from sekkei.engine.engine import Engine
-    from sekkei.model.config import ModelConfig
-    from sekkei.model.init import build
     from sekkei.objectives.ahead import OwnCopy
     from sekkei.objectives.grpo import GRPO, GRPOConfig
     from sekkei.objectives.pair_loss import DPOLoss
@@ -108,12 +118,8 @@ def ours(what: str, steps: int) -> dict[str, float]:
     hardware.tune_allocator()  # as `sekkei run` does
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    sizes = ModelConfig(
-        hidden_size=WIDTH, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, intermediate_size=INNER,
-        vocab_size=VOCAB, max_context=512,
-    )  # fmt: skip
-    model = build(sizes, 0)
-    models = {"policy": model, "reference": build(sizes, 0)} if what == "dpo" else {"policy": model}
+    model = own_model()
+    models = {"policy": model, "reference": own_model()} if what == "dpo" else {"policy": model}
     step, engine = PlainStep(models, LocalOps(), device, None), Engine(model)
 
     def generate(requests: list[Any]) -> list[Any]:

@@ -162,9 +162,10 @@ def _read(name: str) -> tuple[ModelConfig, tuple[int, int], str, str]:
         path = path / "config.json"
     if path.suffix != ".json":
         recipe = load(name)
-        longest = max(recipe.pretrain.values(), key=lambda stage: stage.context)
+        longest = max(recipe.pretrain.values(), key=lambda stage: stage.context, default=None)
+        size = (longest.context, longest.rows) if longest else (min(CONTEXT, recipe.model.max_context), ROWS)
         config = replace(recipe.model, vocab_size=recipe.tokenizer.vocab_size)
-        return config, (longest.context, longest.rows), recipe.layout.weights, f"recipe {recipe.name}"
+        return config, size, recipe.layout.weights, f"recipe {recipe.name}"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from sekkei.prove.certificate import Certificate
 
 
 def command(
@@ -63,6 +66,17 @@ def command(
     console, began = Console(), time.perf_counter()
     with console.bar("prove", 0) as bar:
         found = prove(rows, nproc, bar.update, faults=recipe is None)
+    _show(found)
+    verdict = "holds" if found.holds else "DOES NOT HOLD"
+    print(f"\n{len(found.rows)} layouts, {len(found.faults)} faults, {time.perf_counter() - began:.0f} s: {verdict}")
+    if json_file is not None:
+        atomic.write_text(json_file, json.dumps({"rows": found.rows, "faults": dict(found.faults)}, indent=1) + "\n")
+        print(f"findings: {json_file}")
+    return 0 if found.holds else 1
+
+
+def _show(found: Certificate) -> None:
+    """One line per layout, then one per planted fault."""
     head = f"{'layout':<32}{'loss':<8}{'n':>2}  {'gradient':>9}  {'after 3':>9}  "
     print(head + f"{'params':>10}{'grads':>10}{'optim':>10}{'sent':>10}  bytes of rank 0")
     for row in found.rows:
@@ -76,9 +90,3 @@ def command(
     for name, row in found.faults:
         verdict = "NOT NOTICED" if row["passed"] else "noticed"
         print(f"{name:<40}{row['layout']:<16}{row['grad_rel_max']:9.1e}  {row['norm_diff']:9.1e}  {verdict}")
-    verdict = "holds" if found.holds else "DOES NOT HOLD"
-    print(f"\n{len(found.rows)} layouts, {len(found.faults)} faults, {time.perf_counter() - began:.0f} s: {verdict}")
-    if json_file is not None:
-        atomic.write_text(json_file, json.dumps({"rows": found.rows, "faults": dict(found.faults)}, indent=1) + "\n")
-        print(f"findings: {json_file}")
-    return 0 if found.holds else 1

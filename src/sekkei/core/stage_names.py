@@ -37,13 +37,14 @@ def settings_of(recipe: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
 
 def answering_stages(recipe: Mapping[str, Any]) -> list[str]:
     """Stages whose model writes answers, the one to take first at the head: the main line from its end, then further
-    tuning stages from the last one, then pretraining stages.
+    tuning stages from the last one, then pretraining stages, then the checkpoint that it began with.
     """
     tuned = [name for name in tuning_stages(recipe) if kind_of(recipe, name) != "reward"]
     main = [name for name in tuned if name in MAIN_LINE]
     further = [name for name in tuned if name not in MAIN_LINE]
     pretrained = [f"pretrain.{key}" for key in recipe.get("pretrain") or {}]
-    return [*reversed(main), *reversed(further), *reversed(pretrained)]
+    taken_in = ["imported"] if recipe.get("imported") else []
+    return [*reversed(main), *reversed(further), *reversed(pretrained), *taken_in]
 
 
 def chats(recipe: Mapping[str, Any], stage: str) -> bool:

@@ -42,7 +42,7 @@ def closing_screen(folder: Path) -> str:
         tried.append((f"sekkei run {recipe} --run-dir {place}", f"go on: {', '.join(missing)}"))
     if any(stage in run.done for stage in run.planned):
         tried.append((f"sekkei chat {place}", "talk to it"))
-        base = run.planned[len(run.pretrain_keys) - 1]
+        base = f"pretrain.{run.pretrain_keys[-1]}" if run.pretrain_keys else "imported"
         for stage, why in (("sft", "before alignment"), (base, "the base model, which continues text")):
             if stage in run.done and [stage] != run.line[-1:]:
                 tried.append((f"sekkei chat {place} --stage {stage}", why))

@@ -19,7 +19,7 @@ from sekkei.core import config, runlog
 from sekkei.core.errors import UserError
 from sekkei.core.stage_names import MAIN_LINE, PAIRED, kind_of, tuning_stages
 
-_FIRST = ("data", "tokenizer", "tokens")
+_FIRST = ("data", "tokenizer", "tokens", "imported")
 
 
 @dataclass(frozen=True)

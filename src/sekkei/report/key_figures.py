@@ -26,6 +26,7 @@ _TABLE: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
     (r"tokenizer", (("tokenizer.vocab_size", "vocabulary"),)),
+    (r"imported", (("imported.parameters", "parameters"), ("imported.added_tokens", "tokens added"))),
     (
         r"tokens",
         (

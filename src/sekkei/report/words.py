@@ -70,6 +70,7 @@ def deed(run: RunFolder, stage: str) -> str:
         "data": "Read or rendered raw pages, cleaned and deduplicated them; read source code; generated maths, "
         "symbol patterns and solved chains.",
         "tokenizer": "Learned a byte-level BPE from the training side of every domain.",
+        "imported": "Took in a Hugging Face folder's weights; special tokens it lacked got rows of their own.",
         "tokens": "Encoded every document into token shards, training and held-out side apart.",
         "preferences": "Sampled answers from the tuned model, let the verifier judge them, and wrote pairs of a "
         "better and a worse one; refusal pairs joined in.",

@@ -34,9 +34,7 @@ class DocumentsStage:
     name: str = "documents"
     version: int = 1
     together: bool = False
-    packages: ClassVar[Mapping[str, str]] = {
-        "lancedb": "rag"
-    }  # said before the first stage begins
+    packages: ClassVar[Mapping[str, str]] = {"lancedb": "rag"}  # said before the first stage begins
 
     @property
     def asked(self) -> DocumentsConfig:
