@@ -122,7 +122,7 @@ def test_an_own_file_extends_relatively(tmp_path: Path, monkeypatch: pytest.Monk
         ("inference.kto={}", "inference.kto: no such stage with a model: sft, dpo, grpo"),
         ("inference.sft={scored_by: dpo}", "inference.sft.scored_by: got 'dpo'; stages of kind reward: none"),
         ("grpo.reward_model=1", "grpo.reward_model: the main line trains no reward model"),
-        ("sft.tools=0.9", "sft.refusals: everyday=0.3, refusals=0.05 and tools=0.9 sum to more than 1"),
+        ("sft.tools=0.9", "sft.refusals: everyday=0.2, refusals=0.05 and tools=0.9 sum to more than 1"),
         ("sft.styles=[none, all]", "sft.styles[1]: got str 'all', must be one of every, two, three, none"),
         ("name=a b/c", "name: got 'a b/c', must be letters, digits"),
         ("seed", "seed: an override is written key=value"),
