@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from sekkei.recipes.recipe import load
 from sekkei.stages.run import recipe_digest
 
@@ -53,7 +55,47 @@ def test_alignment_did_what_each_stage_is_for() -> None:
     assert reasoning("dpo", "pass1_sampled") >= reasoning("sft", "pass1_sampled") - 0.03
 
 
-def test_laptop_figures_are_of_the_shipped_recipe() -> None:
-    assert RECORDED["digests"]["recipe"] == recipe_digest(load("laptop", [])), (
-        "run sekkei run laptop, commit its results"
-    )
+@pytest.mark.parametrize("name", ["laptop", "laptop-study"])
+def test_figures_are_of_the_shipped_recipe(name: str) -> None:
+    recorded = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    assert recorded["digests"]["recipe"] == recipe_digest(load(name, [])), f"run sekkei run {name}, commit its results"
+
+
+def study(name: str) -> dict[str, float]:
+    text = (ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8")
+    figures: dict[str, float] = json.loads(text)["figures"]
+    return figures
+
+
+def test_methods_side_by_side() -> None:
+    found = study("laptop-study")
+
+    def of(stage: str, what: str = "pass1_sampled") -> float:
+        return found[f"reasoning.{stage}.{what}"]
+
+    groups = sorted(of(f"grpo-{seed}") for seed in range(3))
+    assert groups[1] >= 0.60
+    assert groups[0] >= 0.30
+    assert min(of(f"ppo-{seed}", "pass1_greedy") for seed in range(3)) >= 0.85
+    assert abs(of("direct-grpo") - 1 / 23) <= 0.04, "nothing to select without a thought"
+    assert of("grpo-0", "no_thinking.pass1_greedy") <= 0.10
+    assert found["grpo-0.model_bytes"] <= 0.6 * found["ppo-0.model_bytes"]
+
+
+def test_what_more_tokens_buy() -> None:
+    found = study("laptop-study")
+
+    def of(key: str, stage: str = "grpo-0") -> float:
+        return found[f"inference.{stage}.{key}.accuracy"]
+
+    assert of("cot.shots0") >= of("direct.shots0") + 0.50
+    for stage in ("sft", "grpo-0"):
+        assert of("self_consistency.k16", stage) >= of("self_consistency.k1", stage)
+    assert FIGURES["icl.base.shots8"] >= FIGURES["icl.base.shots0"] + 0.30
+
+
+def test_reinforcement_on_the_base_model() -> None:
+    found = study("r1-zero")
+    assert found["reasoning.base-document.pass8"] >= 0.10
+    assert found["reasoning.zero.pass1_sampled"] > found["reasoning.base-document.pass1_sampled"] + 0.30
+    assert found["reasoning.zero.steps"] > found["reasoning.base-document.steps"]
