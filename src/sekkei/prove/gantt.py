@@ -6,9 +6,9 @@
     bubble   1 - busy / (p · span); with equal stages (p - 1) / (m + p - 1) for gpipe and 1f1b (Huang et al. 2019)
 
 Kinds: F forward, B whole backward, I gradient of the input, W of the weights (zero_bubble puts it off, Qi et al. 2023).
-A time is the median over micro-batches and steps, and while one rank is in an action the others wait (a lock), so that
-ranks that share two cores do not disturb each other. Ideal charts take the same order with F 1, I 1, W 1, B 2 units per
-layer (the arithmetic of matrix products).
+A time is the least over micro-batches and steps (other work on the machine only adds to it), and while one rank is in
+an action the others wait (a lock), so that ranks that share two cores do not disturb each other. Ideal charts take the
+same order with F 1, I 1, W 1, B 2 units per layer (the arithmetic of matrix products).
 
 It does not show transfers, and the loss itself (a few sums on the last stage) is in no action.
 """
@@ -197,7 +197,7 @@ def _measure(case: Case, schedule: Schedule, lock: str) -> dict[str, Any]:
         step.backward(update)
     return {
         "order": order,
-        "times": [(stage, kind, statistics.median(times)) for (stage, kind), times in taken.items()],
+        "times": [(stage, kind, min(times)) for (stage, kind), times in taken.items()],
         "peak": live.peak - storage_bytes(held),
     }
 
