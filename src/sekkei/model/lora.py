@@ -10,7 +10,7 @@ reference of DPO and RL at no cost in memory. On disk it is PEFT's layout, read 
     adapter_config.json, adapter_model.safetensors        base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight
 
 `merge_lora` folds the adapter into W for export. It does not handle dropout (refused in RL and DPO anyway), DoRA,
-routed experts, quantised bases, ranks that differ by layer, or tensor-parallel parts of a layer.
+routed experts, quantised bases, or ranks that differ by layer (parallel/tensor.py says how a pair is cut).
 
 Shapes: `r` rank.
 """
