@@ -86,6 +86,28 @@ def test_examples_are_shown(tmp_path: Path) -> None:
     assert "4 and 4" in server.requests[0][2]["messages"][2]["content"], "the nearest stands last"
 
 
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [
+        ((), "catalogue of cats"),  # one whole word in common
+        (("--similarity", "hash"), "felines: catlike"),  # most letters in common
+        (("--similarity", "hash", "--order", "best_first"), "catalogue of cats"),
+    ],
+)
+def test_examples_are_chosen_by_words_or_by_vectors_and_put_in_order(
+    options: tuple[str, ...], last: str, tmp_path: Path
+) -> None:
+    fake = endpoint()
+    examples = tmp_path / "examples.jsonl"
+    rows = [{"question": text, "answer": "x"} for text in ("catalogue of cats", "felines: catlike", "dogs, hounds")]
+    examples.write_text("\n".join(json.dumps(row) for row in rows))
+    with fake.FakeEndpoint([fake.says("answer: x")]) as server:
+        shown = ["--model", f"{server.url}#m", "--examples", str(examples), "--shots", "2", "--strategy", "direct"]
+        assert main(["solve", "felinely catlikeness of cats", *shown, *options]) == 0
+    asked = [message["content"] for message in server.requests[0][2]["messages"] if message["role"] == "user"]
+    assert asked[1] == last
+
+
 def test_a_tree_of_words_from_a_cassette(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Recorded with a script, replayed by the command: the same calls are made, with the same seeds."""
     question, cassette = "How many legs have two cats?", tmp_path / "talk.jsonl"
@@ -129,7 +151,15 @@ def test_a_tree_of_words_from_a_cassette(tmp_path: Path, capsys: pytest.CaptureF
         (["4 9 10 13", "--strategy", "tot", "--exact", "--trace", "tree.svg"], "must end in .html"),
         (["4 9 10 13", "--strategy", "tot", "--exact", "--beam", "0"], "beam: got 0"),
         (["4 9 10 13", "--strategy", "tot", "--exact", "--evaluate", "likely"], "evaluate: likely is not"),
-        (["hi", "--samples", "0", "--model", "env"], "samples: got 0"),
+        (["hi", "--samples", "0", "--model", "env", "--strategy", "best-of-n"], "samples: got 0"),
+        (["hi", "--samples", "4", "--model", "env"], "samples: is for the strategy self-consistency or best-of-n"),
+        (["hi", "--beam", "2", "--model", "env"], "beam: is for the strategy tot, not for cot"),
+        (
+            ["hi", "--strategy", "tot", "--model", "env", "--examples", "x.jsonl"],
+            "examples: is for the strategy direct",
+        ),
+        (["hi", "--shots", "8", "--model", "env"], "shots: is about examples, and there are none"),
+        (["hi", "--balance", "--model", "env"], "balance: is about examples"),
         (["hi", "--examples", "absent.jsonl"], "cannot be read"),
     ],
 )

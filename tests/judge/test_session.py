@@ -98,6 +98,13 @@ def test_compare_writes_report_figures_and_annotations(tmp_path: Path, capsys: p
     rates = {(one["model"], one["against"]): one["value"] for one in found["win_rates"]}
     # the judge prefers the first place where answers are close: half of those verdicts flip
     assert rates == {("alpha-1", "beta-1"): 50.0, ("alpha-1", "gamma-1"): 100.0, ("beta-1", "gamma-1"): 50.0}
+    raw = found["raw_win_rates"]
+    assert {name: rates["all"]["value"] for name, rates in raw.items()} == {"alpha-1": 75, "beta-1": 50, "gamma-1": 25}
+    # beta's judge left out of what beta takes part in: alpha against gamma is left, and nothing of beta's
+    outside = {name: rates["without_own_family"]["value"] for name, rates in raw.items()}
+    assert outside == {"alpha-1": 100, "beta-1": None, "gamma-1": 0}
+    assert raw["beta-1"]["equally_long"]["value"] == 50
+    assert "alpha-1: raw win rate 75.0%" in shown
     cards = json.loads((folder / "scorecards.json").read_text())["models"]
     assert cards["alpha-1"]["total"]["value"] == 25
     assert cards["alpha-1"]["grade"] == "EXCELLENT"

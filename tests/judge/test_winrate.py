@@ -128,6 +128,19 @@ def test_rows_that_cannot_be_right_are_refused(tmp_path: Path) -> None:
         read_rows([broken])
 
 
+def test_rows_that_may_be_anybodys_are_left_out_and_said() -> None:
+    """Without generator_1 a row whose generator_2 is the baseline says nothing, unless both texts are its own."""
+    rows = [row(2.0, instruction=f"q{n}", generator_1=None) for n in range(4)]
+    rows += [row(1.0, instruction="q0", generator_1=None, generator_2="b", output_1="whose?", output_2="base")]
+    rows += [row(1.5, instruction="q1", generator_1=None, generator_2="b", output_2="base")]
+    found = measured(rows, "b")
+    assert {model.name: model.wins + model.losses + model.ties for model in found.models} == {"m": 4, "b": 1}
+    assert found.as_json()["rows_without_baseline"] == 0
+    assert any("1 rows name b as generator_2 and nobody as generator_1" in note for note in found.notes)
+    with pytest.raises(UserError, match="nobody as generator_1"):
+        measured(rows[4:5], "b")
+
+
 def test_a_model_that_always_wins_has_finite_figures() -> None:
     rows = [row(2.0, instruction=f"q{n}", output_2="long answer " * (n % 5)) for n in range(40)]
     (model,) = measured(rows, "b", draws=20).models

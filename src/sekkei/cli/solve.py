@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sekkei.core.errors import UserError
+from sekkei.core.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from sekkei.prompting.best_of_n import Scorer
-    from sekkei.prompting.few_shot import Example
+    from sekkei.prompting.few_shot import Example, Similarity
     from sekkei.prompting.solution import Solution
+
+STRATEGIES = ("direct", "cot", "self-consistency", "best-of-n", "tot")
+USED_BY: dict[str, tuple[str, ...]] = {
+    "samples": ("self-consistency", "best-of-n"),
+    "choose_by": ("best-of-n",),
+    "examples": STRATEGIES[:-1],
+    **dict.fromkeys(("algorithm", "generate", "evaluate", "beam", "candidates", "depth", "threshold"), ("tot",)),
+}
+ABOUT_EXAMPLES = ("shots", "select", "order", "similarity", "balance")
 
 
 def command(
@@ -24,21 +34,25 @@ def command(
     ] = None,
     strategy: Annotated[str, typer.Option(help="direct, cot, self-consistency, best-of-n or tot")] = "cot",
     trace: Annotated[Path | None, typer.Option(help="write the tree to FILE.html, or everything to FILE.json")] = None,
-    samples: Annotated[int, typer.Option(help="of self-consistency and best-of-n")] = 16,
+    samples: Annotated[int | None, typer.Option(help="of self-consistency and best-of-n [default: 16]")] = None,
     choose_by: Annotated[
-        str, typer.Option(help="best-of-n: likelihood, judge, or a reward model as RUN#STAGE")
-    ] = "likelihood",
-    algorithm: Annotated[str, typer.Option(help="tot: bfs or dfs")] = "bfs",
-    generate: Annotated[str, typer.Option(help="tot: propose, sample or auto")] = "auto",
-    evaluate: Annotated[str, typer.Option(help="tot: value, vote, likely or auto")] = "auto",
-    beam: Annotated[int, typer.Option(help="tot bfs: states kept per step")] = 5,
-    candidates: Annotated[int, typer.Option(help="tot: thoughts asked for per state")] = 5,
-    depth: Annotated[int | None, typer.Option(help="tot: most thoughts on a path, default the task's own")] = None,
+        str | None, typer.Option(help="best-of-n: likelihood [default], judge, or a reward model as RUN#STAGE")
+    ] = None,
+    algorithm: Annotated[str | None, typer.Option(help="tot: bfs [default] or dfs")] = None,
+    generate: Annotated[str | None, typer.Option(help="tot: propose, sample or auto [default]")] = None,
+    evaluate: Annotated[str | None, typer.Option(help="tot: value, vote, likely or auto [default]")] = None,
+    beam: Annotated[int | None, typer.Option(help="tot bfs: states kept per step [default: 5]")] = None,
+    candidates: Annotated[int | None, typer.Option(help="tot: thoughts asked for per state [default: 5]")] = None,
+    depth: Annotated[int | None, typer.Option(help="tot: most thoughts on a path [default: the task's]")] = None,
     threshold: Annotated[float | None, typer.Option(help="tot dfs: a state must be valued above it")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="tot: the exact solver of the Game of 24, no model")] = False,
     examples: Annotated[Path | None, typer.Option(help="JSONL of question, answer, reasoning, label")] = None,
-    shots: Annotated[int, typer.Option(help="examples to show")] = 4,
-    select: Annotated[str, typer.Option(help="examples: random, nearest or diverse")] = "nearest",
+    shots: Annotated[int | None, typer.Option(help="examples to show [default: 4]")] = None,
+    select: Annotated[str | None, typer.Option(help="examples: random, nearest [default] or diverse")] = None,
+    order: Annotated[str | None, typer.Option(help="examples: best_last [default], best_first, shuffled")] = None,
+    similarity: Annotated[
+        str | None, typer.Option(help="of examples: bm25 [default], minilm, hash or https://HOST/v1#MODEL")
+    ] = None,
     balance: Annotated[bool, typer.Option("--balance", help="as many examples of each label")] = False,
     temperature: Annotated[float, typer.Option(help="of what is sampled")] = 0.7,
     max_tokens: Annotated[int, typer.Option(help="of one reply")] = 512,
@@ -61,21 +75,22 @@ def command(
     from sekkei.prompting.build import StrategyConfig, build, checked, kind_of
     from sekkei.prompting.solution import solve_with
 
-    pool = read_examples(examples) if examples else ()
-    scorer = _reward(choose_by)
-    choose_by = "reward" if scorer else choose_by
     options = {
         "strategy": strategy, "samples": samples, "choose_by": choose_by, "algorithm": algorithm, "generate": generate,
         "evaluate": evaluate, "beam": beam, "candidates": candidates, "depth": depth, "threshold": threshold,
-        "exact": exact, "shots": shots if pool else 0, "select": select, "balance": balance,
+        "exact": exact, "shots": shots, "select": select, "order": order, "balance": balance or None,
         "temperature": temperature, "max_tokens": max_tokens, "seed": seed,
     }  # fmt: skip
-    config = from_mapping(StrategyConfig, options, "solve")
+    check_used({**options, "similarity": similarity, "examples": examples})
+    pool = read_examples(examples) if examples else ()
+    scorer = _reward(choose_by) if choose_by else None
+    options |= {"choose_by": "reward" if scorer else choose_by, "shots": 4 if pool and shots is None else shots}
+    config = from_mapping(StrategyConfig, {k: value for k, value in options.items() if value is not None}, "solve")
     if trace is not None and trace.suffix not in (".html", ".json"):
         raise UserError(f"trace: {trace} must end in .html (the tree, drawn) or .json (everything)")
     with _open(model, exact, budget) as llm:
         kind = kind_of(question)
-        chosen = build(config, llm.capabilities, question, pool, kind, scorer)
+        chosen = build(config, llm.capabilities, question, pool, kind, scorer, _similarity(similarity))
         solution = solve_with(chosen, llm, question)
         name = "exact solver" if exact else llm.name
     right = checked(kind, question, solution.answer)
@@ -84,6 +99,33 @@ def command(
         _write(trace, question, chosen.name, name, solution, found)
     print(json.dumps(found, ensure_ascii=False, indent=1) if as_json else shown(solution, right, trace))
     return 1 if right is False or (solution.answer is None and not solution.reply) else 0
+
+
+def check_used(options: Mapping[str, Any]) -> None:
+    """Refuse options that the chosen strategy would not look at, and those about examples where there are none.
+
+    Raises:
+        ConfigError
+    """
+    strategy = options["strategy"]
+    for key, strategies in USED_BY.items():
+        if options[key] is not None and strategy in STRATEGIES and strategy not in strategies:
+            raise ConfigError(key, f"is for the strategy {' or '.join(strategies)}, not for {strategy}; leave it out")
+    about = [key for key in ABOUT_EXAMPLES if options[key] is not None]
+    if about and options["examples"] is None:
+        raise ConfigError(about[0], "is about examples, and there are none; name a file with --examples FILE")
+
+
+def _similarity(name: str | None) -> Similarity:
+    """BM25, or the cosine of what an embedder of rag/embed.py says."""
+    from sekkei.prompting.few_shot import BM25, Cosine
+
+    if name in (None, "bm25"):
+        return BM25()
+    from sekkei.rag.embed import find_embedder
+
+    embedder = find_embedder(str(name))
+    return Cosine(lambda texts: embedder.embed(texts).tolist())
 
 
 def _open(model: str | None, exact: bool, budget: int | None) -> Any:

@@ -121,10 +121,11 @@ def build_table(rows: Iterable[Row], baseline: str) -> Table:
         UserError: no row has the baseline, or a row does not say which model it judges.
     """
     rows = list(rows)
-    sided = _sides(rows, baseline)
+    sided, unclear = _sides(rows, baseline)
     if not sided:
         known = sorted({name for row in rows for name in row.names if name})
-        raise UserError(f"--baseline {baseline}: no row has it; names in the file: {', '.join(known[:20])}")
+        why = f"; {_unclear(unclear, baseline)}" if unclear else ""
+        raise UserError(f"--baseline {baseline}: no row has it; names in the file: {', '.join(known[:20])}{why}")
     items = _items([(row, side) for row, _, side in sided])
     models = sorted({model for _, model, _ in sided})
     counts = {model: Counts() for model in models}
@@ -161,8 +162,8 @@ def build_table(rows: Iterable[Row], baseline: str) -> Table:
         length=length,
         baseline_length=baseline_length,
         counts=counts,
-        without_baseline=len(rows) - len(sided),
-        notes=_notes(rows, baseline),
+        without_baseline=len(rows) - len(sided) - unclear,
+        notes=[*_notes(rows, baseline), *([_unclear(unclear, baseline)] if unclear else [])],
     )
 
 
@@ -179,22 +180,30 @@ def with_texts(rows: Iterable[dict[str, Any]], paths: Sequence[Path]) -> list[di
     ]
 
 
-def _sides(rows: list[Row], baseline: str) -> list[tuple[Row, str, int]]:
-    """(row, model, side on which the model stands: 0 or 1) of every row that has the baseline on the other side."""
+def _sides(rows: list[Row], baseline: str) -> tuple[list[tuple[Row, str, int]], int]:
+    """([(row, model, side on which the model stands: 0 or 1)] of every row that has the baseline on the other side,
+    rows whose first answer may be anybody's: the baseline stands second, nobody is named first, and the texts differ).
+    """
     sided: list[tuple[Row, str, int]] = []
+    unclear = 0
     for row in rows:
         first, second = row.names
         if second is None:
             raise UserError(f"{row.where}: generator_2 is missing; name the model of output_2 in every row")
         if first is None and second == baseline and row.hashes[0] != row.hashes[1]:
-            raise UserError(
-                f"{row.where}: generator_2 is the baseline and generator_1 is missing; name output_1's model"
-            )
-        if first is None or first == baseline:
+            unclear += 1
+        elif first is None or first == baseline:
             sided.append((row, second, 1))
         elif second == baseline:
             sided.append((row, first, 0))
-    return sided
+    return sided, unclear
+
+
+def _unclear(count: int, baseline: str) -> str:
+    return (
+        f"{count} rows name {baseline} as generator_2 and nobody as generator_1: whose output_1 is cannot be known, "
+        "they are left out; add generator_1 to use them"
+    )
 
 
 Key = tuple[str, int | None]

@@ -213,6 +213,9 @@ def comparison_lines(found: Comparison) -> Iterator[str]:
     for one in ranked:
         elo = f"{one.elo.value:.0f} [{one.elo.low:.0f}, {one.elo.high:.0f}]"
         yield f"{one.rank:>4}  {one.name:<{width}}  {elo:>20}  {one.rank_low}-{one.rank_high}"
+    for name, rates in found.raw.items():
+        whole, outside, equal = (_share(rates[kind]) for kind in ("all", "without_own_family", "equally_long"))
+        yield f"{name}: raw win rate {whole}, without judges of its family {outside}, of equally long answers {equal}"
     for a, b, rate in found.win:
         share = rate.scaled(100)
         yield f"{a} against {b}: {share.value:.1f}% [{share.low:.1f}, {share.high:.1f}]"
@@ -228,6 +231,12 @@ def comparison_lines(found: Comparison) -> Iterator[str]:
         yield f"agreement, {name}: {share.value:.3f} [{share.low:.3f}, {share.high:.3f}]"
     for note in [*found.ranking.notes, *found.notes, *(found.biases.notes if found.biases else [])]:
         yield f"note: {note}"
+
+
+def _share(rate: Estimate) -> str:
+    return (
+        f"{100 * rate.value:.1f}% [{100 * rate.low:.1f}, {100 * rate.high:.1f}]" if math.isfinite(rate.value) else "–"
+    )
 
 
 def _ask(session: Session, asked: Sequence[Asked], ledger: Ledger, order: Order) -> Outcome | None:
@@ -258,8 +267,9 @@ def _compare(session: Session, rows: Sequence[dict[str, Any]], order: Order) -> 
     read = [row for row in rows if row["preference"] is not None]
     judges = sorted({row["annotator"] for row in read})
     names = sorted({row[key] for row in read for key in ("generator_1", "generator_2")})
-    families = [[family_of(name, order.families) for name in group] for group in (judges, names)]
-    return compare([to_row(row, f"verdict {n}") for n, row in enumerate(rows, start=1)], None, *families)
+    judge_family, candidate_family = ([family_of(name, order.families) for name in group] for group in (judges, names))
+    judgements = [to_row(row, f"verdict {n}") for n, row in enumerate(rows, start=1)]
+    return compare(judgements, None, judge_family, candidate_family)
 
 
 def _write_report(
@@ -276,7 +286,8 @@ def _write_report(
     sections = [page.ranking_section(found.ranking), page.win_section(found.win, order)]
     sections += [page.scorecard_section(cards, rubric)] if cards else []
     sections += [page.agreement_section(found.agreement, found.judges)] if found.agreement else []
-    sections += [page.bias_section(found.biases)] if found.biases else [page.plain_section(found.notes)]
+    biases = page.bias_section(found.biases, found.raw) if found.biases else page.plain_section(found.notes, found.raw)
+    sections.append(biases)
     sections += [page.cheats_section(cheats), page.disputed_section(disputed(rows))]
     page.write_page(out, "Models compared", sections)
 

@@ -1,5 +1,8 @@
 """All figures of one judging in one place, from its annotations and scorecards: what `sekkei judge compare` shows.
 
+Beside the corrected quality (bias.py) stand raw win rates that no model has touched: over all judgements, without the
+judges of either answer's own family, and where the two answers are about equally long.
+
 What it does not handle: asking judges (runner.py), drawing (page.py).
 """
 
@@ -14,11 +17,12 @@ import numpy as np
 from sekkei.core.errors import UserError
 from sekkei.judge.agreement import agreement_report
 from sekkei.judge.annotations import Row
-from sekkei.judge.bias import BiasFit, fit_biases
+from sekkei.judge.bias import BiasFit, family_of, fit_biases, without_own_family
 from sekkei.judge.bradley_terry import Ranking, rank
-from sekkei.judge.intervals import DRAWS, Estimate, bootstrap
+from sekkei.judge.intervals import DRAWS, Estimate, bootstrap, from_draws, resamples
 from sekkei.judge.jury import votes_of
 from sekkei.judge.pairs import Pairs, to_pairs
+from sekkei.judge.winrate import MATCHED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +32,14 @@ class Comparison:
     Attributes:
         win: (model, other, win rate) of every two models that met, with intervals.
         agreement: kappas and alpha of the judges' verdicts ("cohen A B", "fleiss", "alpha (nominal)"), empty for one.
+        raw: by model and kind ("all", "without_own_family", "equally_long"), mean preference for it; NaN where none.
     """
 
     ranking: Ranking
     biases: BiasFit | None
     win: list[tuple[str, str, Estimate]]
     agreement: dict[str, Estimate]
+    raw: dict[str, dict[str, Estimate]]
     judges: list[str]
     notes: list[str]
 
@@ -42,6 +48,10 @@ class Comparison:
             **self.ranking.as_json(),
             "win_rates": [{"model": a, "against": b, **rate.scaled(100).as_json()} for a, b, rate in self.win],
             "agreement": {name: estimate.as_json() for name, estimate in self.agreement.items()},
+            "raw_win_rates": {
+                name: {kind: rate.scaled(100).as_json() for kind, rate in rates.items()}
+                for name, rates in self.raw.items()
+            },
             "biases": self.biases.as_json() if self.biases else None,
             "notes": [*self.ranking.notes, *self.notes],
         }
@@ -63,6 +73,8 @@ def compare(
         UserError: nothing can be ranked, see `rank` and `to_pairs`.
     """
     pairs = to_pairs(rows, baseline)
+    judge_family = list(judge_family or map(family_of, pairs.judges))
+    candidate_family = list(candidate_family or map(family_of, pairs.candidates))
     notes = []
     try:
         biases = fit_biases(pairs, judge_family, candidate_family)
@@ -74,6 +86,7 @@ def compare(
         biases=biases,
         win=win_rates_by_pair(pairs, draws, seed),
         agreement=judges_agreement(pairs, draws, seed),
+        raw=raw_rates(pairs, judge_family, candidate_family, draws, seed),
         judges=pairs.judges,
         notes=notes,
     )
@@ -110,3 +123,36 @@ def win_rates_by_pair(pairs: Pairs, draws: int = DRAWS, seed: int = 0) -> list[t
 
             found.append((pairs.candidates[a], pairs.candidates[b], bootstrap(rate, size, draws, seed)))
     return found
+
+
+def raw_rates(
+    pairs: Pairs, judge_family: Sequence[str], candidate_family: Sequence[str], draws: int = DRAWS, seed: int = 0
+) -> dict[str, dict[str, Estimate]]:
+    """By candidate, its mean preference over all judgements and over the two parts that the header names."""
+    longer = np.maximum(pairs.length_first, pairs.length_second)
+    parts = {
+        "all": pairs,
+        "without_own_family": without_own_family(pairs, judge_family, candidate_family),
+        "equally_long": pairs.only(np.abs(pairs.length_first - pairs.length_second) <= MATCHED * longer),
+    }
+    found: dict[str, dict[str, Estimate]] = {name: {} for name in pairs.candidates}
+    for kind, part in parts.items():
+        for name, estimate in zip(pairs.candidates, _mean_preference(part, draws, seed), strict=True):
+            found[name][kind] = estimate
+    return found
+
+
+def _mean_preference(pairs: Pairs, draws: int, seed: int) -> list[Estimate]:
+    """[C] questions resampled with all their judgements; NaN for a candidate without judgements."""
+    shape = (len(pairs.questions), len(pairs.candidates))
+    total, count = np.zeros(shape), np.zeros(shape)
+    for side, preferred in ((pairs.first, pairs.outcome), (pairs.second, 1 - pairs.outcome)):
+        np.add.at(total, (pairs.question, side), preferred)
+        np.add.at(count, (pairs.question, side), 1.0)
+
+    def rates(weights: np.ndarray) -> np.ndarray:
+        judged = weights @ count
+        return np.divide(weights @ total, judged, out=np.full(shape[1], np.nan), where=judged > 0)
+
+    drawn = np.stack([rates(weights) for weights in resamples(shape[0], draws, seed)])
+    return [from_draws(float(value), column) for value, column in zip(rates(np.ones(shape[0])), drawn.T)]

@@ -26,6 +26,7 @@ from sekkei.judge.winrate import WinRates
 
 WIDTH, LABEL, ROW = 820, 230, 26  # pixels of a chart, of its labels, of a row
 BLUE, ORANGE = "#3b82c4", "#e08a2e"
+RAW = ("raw win rate", "without own family", "equally long only")
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:#1c2026;
 background:#fff}table{border-collapse:collapse;margin:.6rem 0}td,th{padding:.2rem .7rem;text-align:left;
 vertical-align:top;border-bottom:1px solid #8885}.note{opacity:.75}.warn{color:#b3261e}
@@ -173,8 +174,8 @@ def agreement_section(found: Mapping[str, Estimate], judges: Sequence[str]) -> s
     )
 
 
-def bias_section(fit: BiasFit) -> str:
-    """Each judge's terms, corrected quality beside raw rates, and the judge × candidate matrix."""
+def bias_section(fit: BiasFit, raw: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """Each judge's terms, corrected quality beside raw rates (compare.Comparison.raw), the judge × candidate matrix."""
     judges = [
         [
             judge.name,
@@ -192,7 +193,7 @@ def bias_section(fit: BiasFit) -> str:
     heads.append("the same, judge alone")
     order = sorted(range(len(fit.candidates)), key=lambda c: -fit.quality[c].value)
     quality = [
-        [fit.candidates[c], fit.candidate_family[c], _interval(fit.quality[c], 2), f"{100 * fit.raw[c]:.1f}%"]
+        [fit.candidates[c], fit.candidate_family[c], _interval(fit.quality[c], 2), *_raw(raw[fit.candidates[c]])]
         for c in order
     ]
     matrix = [
@@ -204,8 +205,10 @@ def bias_section(fit: BiasFit) -> str:
             "<h2>The judges' biases</h2>",
             '<p class="note">Logits with 95% intervals, fitted together; 0 = none.</p>',
             _table(heads, judges),
-            "<h3>Quality with these biases removed, beside the raw win rate</h3>",
-            _table(["model", "family", "corrected quality", "raw win rate"], quality),
+            "<h3>Quality with these biases removed, beside raw win rates</h3>",
+            '<p class="note">Raw: per cent, nothing removed; without judgements of answers of the judge\'s own family; '
+            "of answers that differ in length by a tenth at most.</p>",
+            _table(["model", "family", "corrected quality", *RAW], quality),
             "<h3>Mean preference of each judge for each model</h3>",
             _table(["judge", *fit.candidates], matrix),
             _notes(fit.notes),
@@ -331,6 +334,11 @@ def _percent(estimate: Estimate) -> Interval:
     return _interval(estimate.scaled(100), 1)
 
 
-def plain_section(notes: Sequence[str]) -> str:
-    """What could not be shown, and why."""
-    return "<h2>The judges' biases</h2>\n" + _notes(notes)
+def plain_section(notes: Sequence[str], raw: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """Where biases could not be fitted: why, and the raw win rates."""
+    rows = [[name, *_raw(rates)] for name, rates in raw.items()]
+    return "\n".join(["<h2>The judges' biases</h2>", _notes(notes), _table(["model", *RAW], rows)])
+
+
+def _raw(rates: Mapping[str, Estimate]) -> list[Interval]:
+    return [_percent(rates[kind]) for kind in ("all", "without_own_family", "equally_long")]

@@ -22,7 +22,7 @@ from sekkei.llm.protocol import Capabilities, Reply, Settings
 from sekkei.prompting import scorers
 from sekkei.prompting.best_of_n import BestOfN, Scorer
 from sekkei.prompting.cot import ANSWER_FORM, ChainOfThought, Extract, read_answer
-from sekkei.prompting.few_shot import Example, FewShot
+from sekkei.prompting.few_shot import BM25, Example, FewShot, Similarity
 from sekkei.prompting.self_consistency import SelfConsistency
 from sekkei.prompting.solution import Strategy
 from sekkei.prompting.tasks import chain, game24, steps
@@ -46,7 +46,7 @@ class StrategyConfig:
 
     Args:
         strategy: which. samples: of self-consistency and best-of-n.
-        shots, select, balance: examples, see few_shot.FewShot.
+        shots, select, order, balance: examples, see few_shot.FewShot.
         choose_by: what best-of-n goes by, the model's own log-probabilities, its judgement, or a scorer that is handed
             to `build` (a reward model).
         algorithm, depth, candidates, beam, threshold, visits: of the search, see tot.SearchConfig; depth and threshold
@@ -60,6 +60,7 @@ class StrategyConfig:
     samples: int = 16
     shots: int = 0
     select: Literal["random", "nearest", "diverse"] = "nearest"
+    order: Literal["best_last", "best_first", "shuffled"] = "best_last"
     balance: bool = False
     choose_by: Literal["likelihood", "judge", "reward"] = "likelihood"
     algorithm: Literal["bfs", "dfs"] = "bfs"
@@ -122,12 +123,13 @@ def build(
     pool: tuple[Example, ...] = (),
     kind: Kind | None = None,
     scorer: Scorer | None = None,
+    similarity: Similarity = BM25(),  # noqa: B008 (it holds two numbers and never changes)
 ) -> Strategy:
     """The strategy for one question.
 
     Args:
         can: of the model that will be asked. pool: examples, for shots > 0. kind: None = what the question is.
-        scorer: for choose_by reward.
+        scorer: for choose_by reward. similarity: how alike questions and examples are.
     Raises:
         UserError: the parts do not go together; the message names the key and the remedy.
     """
@@ -136,10 +138,16 @@ def build(
         raise ConfigError("shots", f"got {config.shots}, but there are no examples to show; hand in some")
     if config.strategy == "tot":
         return _tree(config, can, kind, question)
+    shots = None
+    if config.shots:
+        shots = FewShot(
+            pool=pool, k=config.shots, select=config.select, order=config.order, balance=config.balance,
+            similarity=similarity, seed=config.seed,
+        )  # fmt: skip
     if config.strategy == "self-consistency":
-        return SelfConsistency(chain=chain_of_thought(config, can, kind, pool), k=config.samples)
+        return SelfConsistency(chain=chain_of_thought(config, can, kind, shots), k=config.samples)
     if config.strategy == "best-of-n":
-        asked = chain_of_thought(config, can, kind, pool, logprobs=config.choose_by == "likelihood")
+        asked = chain_of_thought(config, can, kind, shots, logprobs=config.choose_by == "likelihood")
         if config.choose_by == "reward" and scorer is None:
             raise ConfigError(
                 "choose_by", "got reward, but no reward model was named; name a run's, as runs/NAME#reward"
@@ -147,19 +155,18 @@ def build(
         own = {"likelihood": scorers.likelihood, "judge": scorers.judge}
         scorer = scorer if scorer is not None and config.choose_by == "reward" else own[config.choose_by]()
         return BestOfN(scorer=scorer, chain=asked, n=config.samples, scorer_name=config.choose_by)
-    return chain_of_thought(config, can, kind, pool)
+    return chain_of_thought(config, can, kind, shots)
 
 
 def chain_of_thought(
-    config: StrategyConfig, can: Capabilities, kind: Kind, pool: tuple[Example, ...] = (), logprobs: bool = False
+    config: StrategyConfig, can: Capabilities, kind: Kind, shots: FewShot | None = None, logprobs: bool = False
 ) -> ChainOfThought:
     """One asking: greedy where it stands alone, sampled where it is part of a strategy."""
     own = trained(can)
     alone = config.strategy in ("direct", "cot")
-    shots = FewShot(pool=pool, k=config.shots, select=config.select, balance=config.balance, seed=config.seed)
     return ChainOfThought(
         reasoning="no" if config.strategy == "direct" else "think" if own else "written",
-        shots=shots if config.shots else None,
+        shots=shots,
         instruction="" if own else RULES[kind],
         form="" if own else ANSWER_FORM,
         empty_blocks=own,
