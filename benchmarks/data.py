@@ -53,7 +53,7 @@ import numpy as np
 import psutil
 
 from sekkei.core.seed import derive_seed
-from sekkei.data.pages import PagesConfig, read_pages, render_pages
+from sekkei.data.pages import PagesConfig, render_pages
 from sekkei.text.blocks.block import Marks
 from sekkei.text.blocks.duplicates import ExactDuplicates, NearDuplicates
 from sekkei.text.page import Page
@@ -89,7 +89,8 @@ def real_pages(work: Path) -> list[list[str]]:
     folder = work / "pydoc"
     if not folder.is_dir():
         render_pages(folder, PagesConfig())
-    manual = [data.decode("utf-8", "replace") for _, data in read_pages(folder) if 4_000 < len(data) < 200_000]
+    pages = [path.read_bytes() for path in sorted(folder.iterdir())]
+    manual = [data.decode("utf-8", "replace") for data in pages if 4_000 < len(data) < 200_000]
     return [crawl, manual]
 
 

@@ -9,8 +9,7 @@ import pytest
 from sekkei.core.atomic import sha256
 from sekkei.core.errors import UserError
 from sekkei.data import pages
-from sekkei.data.pages import FEW, FEW_TOPICS, PagesConfig, read_pages, render_pages
-from sekkei.text.clean import CleanConfig, clean
+from sekkei.data.pages import FEW, FEW_TOPICS, PagesConfig, render_pages
 
 
 @pytest.fixture(scope="module")
@@ -35,40 +34,11 @@ def test_two_processes_write_the_same_bytes(few: Path, tmp_path: Path, monkeypat
 
 
 def test_pages_hold_nothing_of_this_machine(few: Path) -> None:
-    text = "\n".join(data.decode() for _, data in read_pages(few))
+    text = "\n".join(path.read_text() for path in few.iterdir())
     for secret in (sys.prefix, sys.base_prefix, os.path.dirname(os.__file__)):
         assert secret not in text
     assert "at 0x" not in text.replace("&nbsp;", " ")
     assert "environ({" not in text
-
-
-def test_most_of_it_survives_cleaning_and_reads_well(few: Path) -> None:
-    documents, ledger = clean(read_pages(few), CleanConfig())
-    assert len(documents) >= 0.9 * (len(documents) + len(ledger))
-    text = {d.id: d.text for d in documents}
-    assert sum(map(len, text.values())) > 100_000
-    assert "\n\nloads(s, *, cls=None" in text["json.html"]
-    assert "Deserialize ``s`` (a ``str``, ``bytes`` or ``bytearray`` instance" in text["json.html"]
-    assert text["topic.while.html"].startswith('The "while" statement\n*')
-    assert not any("\t" in t or "\xa0" in t for t in text.values())
-
-
-def test_own_pages_are_read_in_order_with_their_relative_names(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    for name in ("b.HTML", "a.txt", "sub/c.htm", "ignored.pdf"):
-        (tmp_path / name).write_bytes(name.encode())
-    assert list(read_pages(tmp_path)) == [(n, n.encode()) for n in ("a.txt", "b.HTML", "sub/c.htm")]
-
-
-@pytest.mark.parametrize("make", [False, True])
-def test_a_folder_without_pages_is_an_error_that_names_the_key(tmp_path: Path, make: bool) -> None:
-    folder = tmp_path / "mine"
-    if make:
-        folder.mkdir()
-        (folder / "readme.pdf").write_bytes(b"%PDF")
-    with pytest.raises(UserError, match=r"data\.pages\.path=.*\.html, \.htm or \.txt files") as caught:
-        read_pages(folder)
-    assert str(folder) in str(caught.value)
 
 
 def test_a_child_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +59,3 @@ def test_the_whole_default(tmp_path: Path) -> None:
     assert sha256(tmp_path / "one") == sha256(tmp_path / "two")
     size = sum(p.stat().st_size for p in (tmp_path / "one").iterdir())
     assert 2e6 < size < 20e6
-    documents, ledger = clean(read_pages(tmp_path / "one"), CleanConfig())
-    assert len(documents) > 2 * len(ledger)
-    assert sum(len(d.text) for d in documents) > 2_500_000

@@ -25,7 +25,9 @@ def whole_stages(folder: Path) -> set[str]:
     stages = {path.name for path in folder.iterdir() if path.is_dir()}
     finished = {path.parent.name for path in folder.glob("*/done.json")}
     for stage in stages - finished:
-        assert {path.name for path in (folder / stage).iterdir()} <= {"started.json", "checkpoints"}
+        left = {path.name for path in (folder / stage).iterdir()}
+        assert left <= {"started.json", "checkpoints", "cleaned"}
+        assert "cleaned" not in left or (folder / stage / "cleaned" / "summary.json").exists(), "written last"
     return finished
 
 
@@ -49,9 +51,12 @@ def filtered_away(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("fill", "told"),
     [
-        (lambda folder: folder.rmdir(), "data.pages.path={}: no such folder; name a folder of .html"),
-        (lambda folder: None, "data.pages.path={}: holds no page; it needs .html, .htm or .txt files"),
-        (lambda folder: (folder / "a.pdf").write_text("x"), "data.pages.path={}: holds no page"),
+        (lambda folder: folder.rmdir(), "data.pages.path={}: no such file or folder"),
+        (lambda folder: None, "data.pages.path={}: holds no files; give a folder with .warc"),
+        (
+            lambda folder: (folder / "a.pdf").write_text("x"),
+            "all 1 pages were dropped, 1 of them by the rule 'read.unknown_format'; data.pages.path must",
+        ),
         (binary, "all 3 pages were dropped, 3 of them by the rule 'not_text'; data.pages.path must name"),
         (filtered_away, "all 3 pages were dropped, 3 of them by the rule "),
     ],

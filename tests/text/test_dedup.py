@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from sekkei.core.errors import ConfigError
-from sekkei.text.dedup import DedupConfig, exact_duplicates, near_duplicates, shingles, signatures
+from sekkei.text.blocks.block import Marks
+from sekkei.text.blocks.duplicates import ExactDuplicates, NearDuplicates
+from sekkei.text.dedup import shingles, signatures
+from sekkei.text.document import Document
 
+NEAR = NearDuplicates()
 WORDS = [f"w{i}" for i in range(5000)]
 
 
@@ -26,12 +30,20 @@ def jaccard(a: str, b: str, n: int = 5) -> float:
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
+def dropped(block: ExactDuplicates | NearDuplicates, texts: dict[str, str]) -> dict[str, tuple[str, float]]:
+    """Which of the texts go, by id: (the text that stays instead, what was measured)."""
+    documents = [Document(name, text, "test") for name, text in texts.items()]
+    order = np.frombuffer(b"".join(f"{name:>16}".encode() for name in texts), dtype=">u8").reshape(-1, 2)
+    [decision] = block.resolve([Marks(order.astype(np.uint64), block.mark(documents), list(texts).__getitem__)])
+    rows = [row for place, document in enumerate(documents) for row in block.apply(document, place, decision)[1]]
+    return {row.doc_id: (row.excerpt, row.value) for row in rows}
+
+
 def test_signatures_estimate_jaccard() -> None:
-    config = DedupConfig()
     errors = []
     for seed in range(40):
         a, b = pair(seed, edits=seed // 2)
-        rows = signatures([a, b], config)
+        rows = signatures([a, b], NEAR.ngram, NEAR.bands * NEAR.rows)
         errors.append((rows[0] == rows[1]).mean() - jaccard(a, b))
     assert abs(np.mean(errors)) < 0.02  # unbiased
     assert np.sqrt(np.mean(np.square(errors))) < 0.05  # sqrt(J(1-J)/112) ≤ 0.047
@@ -39,49 +51,42 @@ def test_signatures_estimate_jaccard() -> None:
 
 @pytest.mark.parametrize(("edits", "low", "high"), [(1, 0.97, 1.0), (3, 0.85, 1.0), (40, 0.0, 0.05), (10, 0.2, 0.9)])
 def test_found_as_often_as_the_formula_says(edits: int, low: float, high: float) -> None:
-    config = DedupConfig()
     found, expected = [], []
     for seed in range(60):
         a, b = pair(seed, edits)
-        expected.append(1 - (1 - jaccard(a, b) ** config.rows) ** config.bands)
-        found.append(bool(near_duplicates(["a", "b"], [a, b], config)))
+        expected.append(1 - (1 - jaccard(a, b) ** NEAR.rows) ** NEAR.bands)
+        found.append(bool(dropped(NEAR, {"a": a, "b": b})))
     assert low <= np.mean(found) <= high
     assert abs(np.mean(found) - np.mean(expected)) < 0.16  # about 2.5 standard errors
 
 
-def test_clusters_are_closed_and_keep_the_smallest_id() -> None:
+def test_clusters_are_closed_and_keep_the_smallest() -> None:
     a, b = pair(1, 4)
     words = b.split()
     for place in (5, 90, 170, 260):
         words[place] = f"y{place}"
     c = " ".join(words)  # near b, further from a
     other, _ = pair(2, 0)
-    config = DedupConfig()
     texts = {"m": b, "z": a, "k": c, "o": other}
-    first = {}
-    for order in (["m", "z", "k", "o"], ["o", "k", "z", "m"], ["z", "o", "m", "k"]):
-        dropped = near_duplicates(order, [texts[i] for i in order], config)
-        by_id = {order[i]: (order[kept], share) for i, (kept, share) in dropped.items()}
-        first = first or by_id
-        assert by_id == first
+    first = dropped(NEAR, texts)
+    for order in (["o", "k", "z", "m"], ["z", "o", "m", "k"]):
+        assert dropped(NEAR, {name: texts[name] for name in order}) == first
     assert {name: kept for name, (kept, _) in first.items()} == {"m": "k", "z": "k"}
     assert first["m"][1] > first["z"][1]  # c was made from b
 
 
 def test_exact_duplicates_look_through_case_spacing_and_form() -> None:
-    ids = ["c", "b", "a", "d"]
-    texts = ["The  Cat\n sat", "the cat sat", "ｔｈｅ cat sat", "the cat sat down"]
-    assert exact_duplicates(ids, texts) == {0: 2, 1: 2}
+    texts = {"c": "The  Cat\n sat", "b": "the cat sat", "a": "ｔｈｅ cat sat", "d": "the cat sat down"}
+    assert dropped(ExactDuplicates(), texts) == {"c": ("a", 1.0), "b": ("a", 1.0)}
 
 
 def test_order_of_words_counts_and_short_texts_work() -> None:
-    config = DedupConfig()
     words = [f"v{i}" for i in range(100)]
-    assert not near_duplicates(["a", "b"], [" ".join(words), " ".join(reversed(words))], config)
-    assert near_duplicates(["a", "b"], ["hello world", "Hello, world!"], config) == {1: (0, 1.0)}
-    assert not near_duplicates(["a", "b"], ["hello world", "hello"], config)
+    assert not dropped(NEAR, {"a": " ".join(words), "b": " ".join(reversed(words))})
+    assert dropped(NEAR, {"a": "hello world", "b": "Hello, world!"}) == {"b": ("a", 1.0)}
+    assert not dropped(NEAR, {"a": "hello world", "b": "hello"})
     assert len(shingles("", 5)) == 1
-    assert near_duplicates([], [], config) == {}
+    assert dropped(NEAR, {}) == {}
 
 
 def test_unspaced_text_has_more_than_one_shingle() -> None:
@@ -91,4 +96,4 @@ def test_unspaced_text_has_more_than_one_shingle() -> None:
 @pytest.mark.parametrize("key", ["ngram", "bands", "rows"])
 def test_bad_numbers(key: str) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
-        DedupConfig(**{key: 0})
+        NearDuplicates(**{key: 0})

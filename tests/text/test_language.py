@@ -32,5 +32,5 @@ def test_known_languages_hold_them_all() -> None:
 
 
 def test_text_floor_needs_no_torch() -> None:
-    code = "import sys, sekkei.text.clean, sekkei.text.document; sys.exit('torch' in sys.modules)"
+    code = "import sys, sekkei.text.pipeline.local, sekkei.text.document; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

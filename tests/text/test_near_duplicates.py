@@ -9,9 +9,11 @@ import pytest
 
 from sekkei.core.seed import derive_seed
 from sekkei.text import dedup
-from sekkei.text.dedup import DedupConfig
+from sekkei.text.blocks.block import Marks
+from sekkei.text.blocks.duplicates import NearDuplicates
+from sekkei.text.document import Document
 
-CONFIG = DedupConfig()
+CONFIG = NearDuplicates()
 COMMON = 120  # shingles of a text
 
 
@@ -39,7 +41,7 @@ Found = list[tuple[float, bool, np.ndarray, np.ndarray]]
 def found() -> Found:
     """(exact Jaccard, joined by our bands, both signatures) of 10,500 pairs."""
     pairs = [pair(seed, edits) for seed in range(1500) for edits in EDITS]
-    rows = dedup.signatures([text for both in pairs for text in both], CONFIG)
+    rows = dedup.signatures([text for both in pairs for text in both], CONFIG.ngram, CONFIG.bands * CONFIG.rows)
     result = []
     for number, (a, b) in enumerate(pairs):
         one, two = rows[2 * number], rows[2 * number + 1]
@@ -75,8 +77,10 @@ def test_datasketch_agrees_on_the_same_signatures(found: Found) -> None:
 
 def test_nothing_dissimilar_is_joined() -> None:
     texts = [text for seed in range(150) for text in (pair(seed, 1) if seed % 3 == 0 else pair(seed, 0)[:1])]
-    ids = [f"{i:04}" for i in range(len(texts))]
-    dropped = dedup.near_duplicates(ids, texts, CONFIG)
-    right = sum(jaccard(texts[i], texts[kept]) >= 0.7 for i, (kept, _) in dropped.items())
-    assert len(dropped) >= 49
-    assert right / len(dropped) >= 0.99
+    documents = [Document(str(i), text, "test") for i, text in enumerate(texts)]
+    order = np.stack([np.arange(len(texts)), np.zeros(len(texts), int)], axis=1).astype(np.uint64)
+    [decision] = CONFIG.resolve([Marks(order, CONFIG.mark(documents), str)])
+    pairs = zip(decision.places, decision.others, strict=True)
+    right = sum(jaccard(texts[i], texts[int(kept)]) >= 0.7 for i, kept in pairs)
+    assert len(decision.places) >= 49
+    assert right / len(decision.places) >= 0.99

@@ -118,10 +118,9 @@ def test_repetition_is_refused() -> None:
 
 def test_each_limit_is_used_by_one_rule_and_can_be_switched_off() -> None:
     keys = [key for rule in RULES for key in (rule.low, rule.high) if key]
-    assert sorted(keys) == sorted(f.name for f in dataclasses.fields(QualityConfig) if f.name != "enabled")
+    assert sorted(keys) == sorted(f.name for f in dataclasses.fields(QualityConfig))
     assert len({rule.name for rule in RULES}) == len(RULES)
     assert check(BAD["words"], QualityConfig(min_words=0, min_stop_words=0, max_short_lines=1.0)) is None
-    assert check(BAD["words"], QualityConfig(enabled=False)) is None
 
 
 def test_unspaced_scripts_are_counted_by_character() -> None:

@@ -1,6 +1,6 @@
 """The text that a model reads before it is taught anything: domains, each split into train and held out.
 
-    docs      cleaned pages                      (pages.py -> text/clean.py)
+    docs      cleaned pages                      (pages.py -> text/pipeline)
     code      source of the standard library     (code.py)
     math      generated problems with solutions  (tasks/maths.py)
     patterns  symbol mappings, learnable only from context (tasks/patterns.py)
@@ -18,6 +18,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sekkei.core.errors import ConfigError
 from sekkei.core.seed import derive_seed
@@ -28,12 +29,36 @@ from sekkei.data.tasks import chain, held_out, maths, patterns
 from sekkei.data.tasks.calculator import CalculatorConfig
 from sekkei.data.tasks.chain import ChainConfig
 from sekkei.data.tasks.patterns import PatternConfig
-from sekkei.text.clean import CleanConfig
 from sekkei.text.document import Document
+from sekkei.text.pipeline import declare
+from sekkei.text.read.files import Read
 
 DOMAINS = ("docs", "code", "math", "patterns", "recitals", "chains")
 TABLE_SHARE, TABLE_FACTS = 0.3, 32  # tables are five times as long: two thirds of the domain's tokens
 TRUSTED = frozenset({"chains"})  # domains whose special tokens are special
+PAGE_BLOCKS: tuple[Any, ...] = (
+    {"extract": {"skip_elements": ["td.extra", "td.multicolumn"]}},  # pydoc's tables of links
+    {"language": {"keep": ["en"], "min_probability": 0.5}},
+    "reference",
+    "exact_duplicates",
+    "near_duplicates",
+)
+"""For pages of reference: signatures and tables are no fault, and C4's rules about lines would take most of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanConfig:
+    """How pages become the domain `docs`: the blocks of `sekkei data clean`, in their order.
+
+    Args:
+        read: how files become pages. blocks: names, or names with parameters (`sekkei data blocks` lists all).
+    """
+
+    read: Read = field(default_factory=lambda: Read(source="pages"))
+    blocks: tuple[Any, ...] = PAGE_BLOCKS
+
+    def __post_init__(self) -> None:
+        declare.parse(self.blocks)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,8 +39,6 @@ from typing import Any, Literal
 from sekkei.core import atomic
 from sekkei.core.errors import UserError
 
-PAGE_SUFFIXES = (".html", ".htm", ".txt")
-
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split())
@@ -135,29 +133,6 @@ def render_pages(out: Path, config: PagesConfig, progress: Callable[[str, int, i
             last = errors.read().decode("utf-8", "replace").strip().splitlines()[-1:] or ["no message"]
             raise UserError(f"rendering the embedded pages failed: {last[0]}; set data.pages.path to pages of your own")
         return sum(1 for _ in folder.iterdir())
-
-
-def read_pages(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """(name relative to `folder`, content) of every page under it, sorted by name.
-
-    Raises:
-        UserError: the folder is missing or holds no page.
-    """
-    if not folder.is_dir():
-        raise UserError(f"data.pages.path={folder}: no such folder; name a folder of .html, .htm or .txt files")
-    found = [p for p in folder.rglob("*") if p.suffix.lower() in PAGE_SUFFIXES and p.is_file()]
-    if not found:
-        raise UserError(f"data.pages.path={folder}: holds no page; it needs .html, .htm or .txt files")
-    return _read(folder, sorted((p.relative_to(folder).as_posix(), p) for p in found))
-
-
-def _read(folder: Path, found: list[tuple[str, Path]]) -> Iterator[tuple[str, bytes]]:
-    for name, path in found:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"data.pages.path={folder}: {name} cannot be read ({error.strerror})") from None
-        yield name, data
 
 
 def _environment() -> dict[str, str]:

@@ -1,15 +1,13 @@
 """The first stages: raw pages -> clean documents -> tokenizer -> token shards.
 
-data/        pages/ (raw HTML), documents in parquet per domain, ledger.parquet, facts.json
+data/        pages/ (raw HTML), cleaned/ (what is kept of it, and why), the other domains in parquet, facts.json
 tokenizer/   Hugging Face layout
 tokens/      one shard per domain and split
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,9 +26,9 @@ from sekkei.data.shards import Writer
 from sekkei.data.tasks import chain
 from sekkei.recipes.imported import WORDS, folder_digest, read_imported
 from sekkei.recipes.recipe import Recipe
+from sekkei.stages.cleaning import block_keys, clean_pages, cleaned_documents, pages_digest
 from sekkei.stages.run import Figures, Run, versions
-from sekkei.text.clean import clean
-from sekkei.text.document import Document, read_documents, write_documents, write_ledger
+from sekkei.text.document import Document, read_documents, write_documents
 from sekkei.text.tokenizer import Tokenizer, train_tokenizer
 
 FACTS = "facts.json"
@@ -46,15 +44,16 @@ class DataStage:
 
     recipe: Recipe
     name: str = "data"
-    version: int = 1
+    version: int = 2
     together: bool = False
     reads: tuple[str, ...] = ()
 
     @property
     def config(self) -> Any:
-        made_with = {**versions(), **{name: version(name) for name in ("py3langid", "numpy", "torch")}}
+        made_with = {**versions(), **{name: version(name) for name in ("numpy", "torch")}}
+        data = {"data": loader.to_mapping(self.recipe.data), "blocks": block_keys(self.recipe.data.clean)}
         own = {"sources": self._sources} if self._sources else {}
-        return {"data": loader.to_mapping(self.recipe.data), "pages": self._own_pages, "made_with": made_with, **own}
+        return {**data, "pages": self._own_pages, "made_with": made_with, **own}
 
     @cached_property
     def _own_pages(self) -> str | None:
@@ -69,27 +68,21 @@ class DataStage:
 
     def run(self, run: Run, out: Path) -> Figures:
         config = self.recipe.data
-        folder = self._pages(run, out)
-        with run.console.bar("data clean", 0) as bar:
-            kept, ledger = clean(
-                pages.read_pages(folder), config.clean, lambda what, done, total: bar.update(done, what)
-            )
-        domains = {"docs": kept, "code": read_code(config.code), **corpus.generated(config, self.recipe.seed)}
+        figures = clean_pages(config.clean, self._pages(run, out), out, run.console)
+        own = {"docs": list(cleaned_documents(out)), "code": read_code(config.code)}
+        domains = {**own, **corpus.generated(config, self.recipe.seed)}
         held = config.heldout_percent
-        known = [doc for name in ("docs", "code") for doc in corpus.split_documents(domains[name], held)[0]]
+        known = [doc for name in own for doc in corpus.split_documents(domains[name], held)[0]]
         domains["recitals"] = recitals(known, config.generated.recitals, self.recipe.seed)
         for name, documents in domains.items():
-            write_documents(out / f"{name}.parquet", documents)
-        write_ledger(out / "ledger.parquet", ledger)
+            if name != "docs":
+                write_documents(out / f"{name}.parquet", documents)
         if self._sources:
             atomic.write_json(out / SOURCES, self._sources)
         facts = docstring_facts(config.facts)
         atomic.write_json(out / FACTS, facts)
-        figures: Figures = {"data.pages": len(kept) + len(ledger), "data.kept": len(kept)}
         for name, documents in domains.items():
             figures[f"data.bytes.{name}"] = sum(len(doc.text.encode()) for doc in documents)
-        for rule, count in sorted(Counter(row.rule for row in ledger).items()):
-            figures[f"data.dropped.{rule}"] = count
         figures["data.facts"] = len(facts)
         return figures
 
@@ -104,9 +97,9 @@ class DataStage:
         return folder
 
 
-def pages_digest(folder: Path) -> str:
-    """Digest of a user's page folder: a changed page makes the stage run again."""
-    return atomic.sha256_json([[name, hashlib.sha256(data).hexdigest()] for name, data in pages.read_pages(folder)])
+def documents_of(data: Path, domain: str) -> list[Document]:
+    """The documents of one of the house's domains, in the data stage's folder."""
+    return list(cleaned_documents(data)) if domain == "docs" else read_documents(data / f"{domain}.parquet")
 
 
 def read_facts(data: Path) -> list[tuple[str, str]]:
@@ -156,7 +149,7 @@ class TokenizerStage:
             if name in config.sources:
                 train = corpus.stream_side(config.sources[name].documents(), config.heldout_percent, held=False)
             else:
-                train, _ = corpus.split_documents(read_documents(data / f"{name}.parquet"), config.heldout_percent)
+                train, _ = corpus.split_documents(documents_of(data, name), config.heldout_percent)
             budget = share * self.recipe.tokenizer.train_bytes
             for document in train:
                 if budget <= 0:
@@ -205,7 +198,7 @@ class TokensStage:
         percent = self.recipe.data.heldout_percent
         source = self.recipe.data.sources.get(name)
         if source is None:
-            train, held = corpus.split_documents(read_documents(data / f"{name}.parquet"), percent)
+            train, held = corpus.split_documents(documents_of(data, name), percent)
             return {"train": train, "heldout": held}
         return {
             split: corpus.stream_side(source.documents(), percent, split == "heldout") for split in ("train", "heldout")

@@ -8,14 +8,12 @@ Near duplicates (Broder 1997; parameters of FineWeb, Penedo et al. 2024, section
 The minimum of hash h is the same for two texts with probability J, their Jaccard similarity over
 shingles; so a pair is joined with probability 1 - (1 - J^8)^14: 0.924 at J = 0.8, 0.999 at 0.9,
 0.18 at 0.6. Joined pairs are closed to clusters by union-find, and of a cluster the text with the
-smallest id stays. The outcome depends on the set of texts and not on their order.
+smallest digest stays (`blocks/duplicates.py`). The outcome depends on the set of texts and not on their order.
 
 The 112 hashes are h_i(x) = a_i * x + b_i mod 2^64 with odd a_i (Dietzfelbinger et al. 1997) of a well mixed
 64-bit shingle hash. Where a script does not part words, each character is a word.
 
-Not handled: repeated spans inside otherwise different texts (suffix arrays), translations, paraphrase. The two
-functions on lists hold all signatures (896 bytes a text); the corpus blocks in `blocks/duplicates.py` leave them on
-the disk.
+Not handled: repeated spans inside otherwise different texts (suffix arrays), translations, paraphrase.
 """
 
 from __future__ import annotations
@@ -23,12 +21,10 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
-from sekkei.core.errors import ConfigError
 from sekkei.core.seed import derive_seed
 from sekkei.text.quality import UNSPACED
 
@@ -38,93 +34,23 @@ _CHUNK = 2048  # shingles hashed at once: 2048 × 112 × 8 bytes = 1.8 MB, which
 _KNOWN: dict[str, int] = {}  # hashes of words, a pure function of each: shared by all calls of a process
 
 
-@dataclass(frozen=True, kw_only=True)
-class DedupConfig:
-    """Which duplicates go, and how alike texts must be to count as near duplicates.
-
-    Args:
-        exact: drop texts that are equal but for case, spacing and Unicode form.
-        near: drop near duplicates.
-        ngram: words per shingle.
-        bands, rows: a pair of Jaccard J is found with probability 1 - (1 - J^rows)^bands.
-    """
-
-    exact: bool = True
-    near: bool = True
-    ngram: int = 5
-    bands: int = 14
-    rows: int = 8
-
-    def __post_init__(self) -> None:
-        for name in ("ngram", "bands", "rows"):
-            if getattr(self, name) < 1:
-                raise ConfigError(name, f"{getattr(self, name)} must be at least 1")
-
-    @property
-    def threshold(self) -> float:
-        """The Jaccard similarity at which the S-curve is steepest: (1/bands)^(1/rows)."""
-        return (1 / self.bands) ** (1 / self.rows)
-
-
 def normalized(text: str) -> str:
     """Text with case, spacing and Unicode compatibility forms evened out."""
     return " ".join(unicodedata.normalize("NFKC", text).lower().split())
 
 
-def exact_duplicates(ids: Sequence[str], texts: Sequence[str]) -> dict[int, int]:
-    """Texts that equal another after `normalized`.
-
-    Returns:
-        index of each text to drop -> index of the equal text with the smallest id, which stays.
-    """
-    groups: dict[bytes, list[int]] = {}
-    for index, text in enumerate(texts):
-        groups.setdefault(hashlib.sha256(normalized(text).encode("utf-8", "replace")).digest(), []).append(index)
-    return _keep_smallest(ids, groups.values())
-
-
-def near_duplicates(
-    ids: Sequence[str],
-    texts: Sequence[str],
-    config: DedupConfig,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[int, tuple[int, float]]:
-    """Texts that are nearly the same as another, over whole clusters.
-
-    Args:
-        progress: called as progress(done, total) after each text's signature.
-    Returns:
-        index of each text to drop -> (index of the text of its cluster that stays, share of equal
-        minima with it: an estimate of their Jaccard similarity with standard error ≤ 0.05).
-    """
-    rows = signatures(texts, config, progress)
-    parent = np.arange(len(texts))
-    for band in range(config.bands if len(texts) else 0):
-        join_equal(parent, band_hashes(rows[:, band * config.rows : (band + 1) * config.rows])[:, None])
-    clusters: dict[int, list[int]] = {}
-    for index, root in enumerate(roots(parent).tolist()):
-        clusters.setdefault(root, []).append(index)
-    dropped = _keep_smallest(ids, clusters.values())
-    return {index: (kept, float((rows[index] == rows[kept]).mean())) for index, kept in dropped.items()}
-
-
-def signatures(
-    texts: Sequence[str], config: DedupConfig, progress: Callable[[int, int], None] | None = None
-) -> np.ndarray:
-    """MinHash signatures, [len(texts), bands * rows] uint64; a pure function of each text."""
-    count = config.bands * config.rows
+def signatures(texts: Sequence[str], ngram: int, count: int) -> np.ndarray:
+    """MinHash signatures over word n-grams, [len(texts), count] uint64; a pure function of each text."""
     draws = np.array([[derive_seed("minhash", i, part) for part in ("a", "b")] for i in range(count)], np.uint64)
     a, b = (draws[:, 0] << np.uint64(1)) | np.uint64(1), draws[:, 1]
     result = np.empty((len(texts), count), dtype=np.uint64)
     for index, text in enumerate(texts):
-        marks = shingles(text, config.ngram)
+        marks = shingles(text, ngram)
         minimum = np.full(count, np.iinfo(np.uint64).max, dtype=np.uint64)
         for start in range(0, len(marks), _CHUNK):
             hashed = marks[start : start + _CHUNK, None] * a + b  # wraps at 2^64: that is the modulus
             np.minimum(minimum, hashed.min(axis=0), out=minimum)
         result[index] = minimum
-        if progress:
-            progress(index + 1, len(texts))
     return result
 
 
@@ -198,11 +124,3 @@ def _root(parent: np.ndarray, index: int) -> int:
         parent[index] = parent[parent[index]]  # halve the path
         index = int(parent[index])
     return index
-
-
-def _keep_smallest(ids: Sequence[str], groups) -> dict[int, int]:
-    dropped = {}
-    for group in groups:
-        kept = min(group, key=lambda index: ids[index])
-        dropped.update({index: kept for index in group if index != kept})
-    return dropped

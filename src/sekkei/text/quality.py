@@ -41,10 +41,9 @@ _TERMINAL = (".", "!", "?", '"', "'", "”", "’", "。", "！", "？", "」", 
 class QualityConfig:
     """Limits of the quality rules. `max_` keeps value ≤ limit, `min_` keeps value ≥ limit; shares are in [0, 1].
 
-    `enabled: false` switches all rules off; one rule is switched off by a limit that every text meets.
+    One rule is switched off by a limit that every text meets.
     """
 
-    enabled: bool = True
     min_words: int = 50  # Gopher
     max_words: int = 100_000  # Gopher
     min_mean_word_length: float = 3.0  # Gopher
@@ -330,7 +329,7 @@ def check(text: str, config: QualityConfig, lang: str = "en") -> tuple[str, str,
     Returns:
         (rule, key of the limit in `QualityConfig`, value, limit).
     """
-    return first_missed(text, RULES, config, lang) if config.enabled else None
+    return first_missed(text, RULES, config, lang)
 
 
 def first_missed(text: str, rules: Sequence[Rule], limits: object, lang: str) -> tuple[str, str, float, float] | None:

@@ -23,9 +23,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from sekkei.core.errors import ConfigError
 from sekkei.text import dedup
 from sekkei.text.blocks.block import Decision, Marks, Result, Rewrites
-from sekkei.text.dedup import DedupConfig
 from sekkei.text.document import Document, Dropped
 
 
@@ -72,14 +72,17 @@ class NearDuplicates:
     rows: int = 8
 
     def __post_init__(self) -> None:
-        _ = self._config
+        for key in ("ngram", "bands", "rows"):
+            if getattr(self, key) < 1:
+                raise ConfigError(key, f"{getattr(self, key)} must be at least 1")
 
     @property
-    def _config(self) -> DedupConfig:
-        return DedupConfig(ngram=self.ngram, bands=self.bands, rows=self.rows)
+    def threshold(self) -> float:
+        """The Jaccard similarity at which the S-curve is steepest."""
+        return (1 / self.bands) ** (1 / self.rows)
 
     def mark(self, documents: Sequence[Document]) -> dict[str, np.ndarray]:
-        found = dedup.signatures([document.text for document in documents], self._config)
+        found = dedup.signatures([document.text for document in documents], self.ngram, self.bands * self.rows)
         bands = found.reshape(len(documents), self.bands, self.rows)
         return {f"band{i:02d}": np.ascontiguousarray(bands[:, i]) for i in range(self.bands)}
 
@@ -108,7 +111,7 @@ class NearDuplicates:
         return _decide(marks, parent, similarity)
 
     def apply(self, document: Document, place: int, decision: Decision) -> Result:
-        return _apply(document, place, decision, "near_duplicate", self._config.threshold)
+        return _apply(document, place, decision, "near_duplicate", self.threshold)
 
 
 def _decide(
