@@ -255,6 +255,3 @@ def test_an_adapter_alone_is_trained(copy: Path, call: Call) -> None:
     merged = dict(merge_lora(adapter).named_parameters())
     assert all(torch.equal(merged[name], more[name]) for name in more), "the adapter and the model say the same"
     assert load_model(copy / "rm" / "model").reward_head is not None
-    code, shown = call("run", "smoke", own[0], "layout.dp=2", "--run-dir", copy)
-    assert code == 2
-    assert "tune.low.lora: trains on one process; layout dp2 has more" in shown

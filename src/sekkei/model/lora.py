@@ -89,6 +89,7 @@ class LoRALinear(nn.Linear):
 
     def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
         super().__init__(base.in_features, base.out_features, bias=False, device="meta")
+        self.config = config
         self.weight = base.weight
         self.lora_a = nn.Parameter(base.weight.new_zeros(config.rank, base.in_features))
         self.lora_b = nn.Parameter(base.weight.new_zeros(base.out_features, config.rank))
@@ -111,6 +112,21 @@ def add_lora(model: Transformer, config: LoRAConfig, seed: int) -> Transformer:
     Raises:
         ConfigError: rank 0, a rank larger than a layer. UserError: the model has adapters already.
     """
+    for name, layer in empty_lora(model, config).items():
+        bound = 1 / math.sqrt(layer.in_features)
+        generator = torch.Generator().manual_seed(derive_seed("lora", seed, name))
+        drawn = torch.empty(layer.lora_a.shape).uniform_(-bound, bound, generator=generator)
+        with torch.no_grad():
+            layer.lora_a.copy_(drawn)
+    return model
+
+
+def empty_lora(model: Transformer, config: LoRAConfig) -> dict[str, LoRALinear]:
+    """As `add_lora`, but A is 0 as well: for an adapter that is about to be copied. Returns the layers, by name.
+
+    Raises:
+        As `add_lora`.
+    """
     if config.rank < 1:
         raise ConfigError("rank", "got 0, must be >= 1 to add an adapter")
     if lora_layers(model):
@@ -125,19 +141,18 @@ def add_lora(model: Transformer, config: LoRAConfig, seed: int) -> Transformer:
             continue
         if config.rank > min(module.in_features, module.out_features):
             raise ConfigError("rank", f"{config.rank} is larger than {name}: {tuple(module.weight.shape)}")
-        layer = LoRALinear(module, config)
-        bound = 1 / math.sqrt(module.in_features)
-        generator = torch.Generator().manual_seed(derive_seed("lora", seed, name))
-        drawn = torch.empty(layer.lora_a.shape).uniform_(-bound, bound, generator=generator)
-        with torch.no_grad():
-            layer.lora_a.copy_(drawn)
-        setattr(model.get_submodule(parent), last, layer)
-    return model
+        setattr(model.get_submodule(parent), last, LoRALinear(module, config))
+    return lora_layers(model)
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """Layers with an adapter, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+
+
+def lora_config(model: nn.Module) -> LoRAConfig | None:
+    """Of the adapters in a model, or in a part of one; None: it has none."""
+    return next((layer.config for layer in lora_layers(model).values()), None)
 
 
 @contextmanager
@@ -235,9 +250,9 @@ def load_lora(folder: Path, model: Transformer) -> LoRAConfig:
     for name in state:
         if name not in expected:
             raise UserError(f"{folder}: tensor {name} has no place in this model")
-    add_lora(model, config, seed=0)
+    layers = empty_lora(model, config)
     with torch.no_grad():
-        for name, layer in lora_layers(model).items():
+        for name, layer in layers.items():
             layer.lora_a.copy_(state[f"{_to_peft(name)}.lora_A.weight"])
             layer.lora_b.copy_(state[f"{_to_peft(name)}.lora_B.weight"])
     return config

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from sekkei.model.lora import lora_config
 from sekkei.model.moe import MoE, biases
 from sekkei.model.transformer import Transformer
 from sekkei.parallel.collectives import all_gathered, all_reduced
@@ -39,7 +40,7 @@ class Sharded:
 
     Attributes:
         targets: what an optimizer updates, by the parameter's name: parameters, slices of them, or DTensors.
-        dtype: of parameters. wide: of what the optimizer updates.
+        dtype: of parameters. wide: of what the optimizer updates. lora: of an adapter in the model.
     """
 
     def __init__(self, model: Transformer, mesh: Mesh) -> None:
@@ -48,6 +49,7 @@ class Sharded:
         self.model, self.mesh, self.config = model, mesh, model.config
         self.wide = next(model.parameters()).dtype
         self.dtype = held_dtype(layout, self.wide)
+        self.lora = lora_config(model)
         self.partial: frozenset[str] = frozenset()
         if layout.tp > 1:
             self.partial = apply_tensor_parallel(model, mesh.tp, layout.sequence_parallel)
@@ -129,11 +131,17 @@ class Sharded:
             zero.publish()
             zero.zero_grad()
 
-    def gather_named(self, masters: bool = False) -> Iterator[tuple[str, Tensor]]:
+    def gather_named(self, masters: bool = False, frozen: bool = True) -> Iterator[tuple[str, Tensor]]:
         """The whole model's parameters, or what they were rounded from, on every rank, one after the other (all ranks
         take part).
+
+        Args:
+            frozen: also those that training leaves as they are.
         """
+        moved = biases(self.model)  # without gradients
         for name, parameter in self.model.named_parameters():
+            if not (frozen or parameter.requires_grad or name in moved):
+                continue
             if masters and name in self.targets:
                 yield name, self.whole_of(name, self.targets[name])
             else:

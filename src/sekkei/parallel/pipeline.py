@@ -32,6 +32,7 @@ from torch.distributed.pipelining import (
 )
 
 from sekkei.model.config import ModelConfig
+from sekkei.model.lora import lora_config
 from sekkei.model.moe import biases
 from sekkei.model.transformer import Head, Transformer
 from sekkei.parallel.apply import Sharded, held_dtype, scale_gradients, weights_dtype
@@ -76,7 +77,8 @@ class Pipelined:
         whole: the model; every rank begins with all of it and keeps its stages.
     Attributes:
         stages: by their number in the pipeline. targets: what an optimizer updates, of all of them.
-        dtype, wide: as `Sharded`'s; hidden: of what stages send. shape: the whole model, without storage or adapter.
+        dtype, wide, lora: as `Sharded`'s; hidden: of what stages send. shape: the whole model, without storage or
+        adapter.
         table: shape and whether it is trained of every parameter of the whole model, by name.
         model: holds the parameters of all stages here, under the whole model's names; it is not to be called.
     """
@@ -88,6 +90,7 @@ class Pipelined:
             self.shape = Transformer(whole.config, heads_of(whole))
         self.table = {name: (p.shape, p.requires_grad) for name, p in whole.named_parameters()}
         self.kept_wide = biases(whole).keys()
+        self.lora = lora_config(whole)
         self.wide = next(whole.parameters()).dtype
         self.dtype = held_dtype(layout, self.wide)
         self.hidden = weights_dtype(layout) or self.wide
@@ -132,15 +135,17 @@ class Pipelined:
         for stage in self.stages.values():
             stage.publish()
 
-    def gather_named(self, masters: bool = False) -> Iterator[tuple[str, Tensor]]:
+    def gather_named(self, masters: bool = False, frozen: bool = True) -> Iterator[tuple[str, Tensor]]:
         """As `Sharded.gather_named`."""
-        own = {name: x for stage in self.stages.values() for name, x in stage.gather_named(masters)}
-        yield from self._from_all(own, self.wide if masters else self.dtype)
+        own = {name: x for stage in self.stages.values() for name, x in stage.gather_named(masters, frozen)}
+        names = [name for name, (_, trained) in self.table.items() if frozen or trained or name in self.kept_wide]
+        yield from self._from_all(names, own, self.wide if masters else self.dtype)
 
     def gather_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """The whole model's gradients, as `gather_named`; for proofs."""
         own = {name: x for stage in self.stages.values() for name, x in stage.gather_gradients()}
-        yield from self._from_all(own, next(iter(own.values())).dtype, gradients=True)
+        names = [name for name, (_, trained) in self.table.items() if trained]
+        yield from self._from_all(names, own, next(iter(own.values())).dtype)
 
     def whole_of(self, name: str, x: Tensor) -> Tensor:
         """As `Sharded.whole_of`, for a target of this rank's stages, on the ranks that hold them."""
@@ -170,13 +175,10 @@ class Pipelined:
         held = [stage.bytes() for stage in self.stages.values()]
         return {key: sum(part[key] for part in held) for key in held[0]}
 
-    def _from_all(
-        self, own: dict[str, Tensor], dtype: torch.dtype, gradients: bool = False
-    ) -> Iterator[tuple[str, Tensor]]:
+    def _from_all(self, names: list[str], own: dict[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         device = next(self.model.parameters()).device
-        for name, (shape, trained) in self.table.items():
-            if gradients and not trained:
-                continue
+        for name in names:
+            shape, trained = self.table[name]
             owner = self._stage_of(name) % self.mesh.layout.pp
             kind = self.wide if name in self.kept_wide else dtype if trained else self.dtype
             x = own[name].contiguous() if name in own else torch.empty(shape, dtype=kind, device=device)

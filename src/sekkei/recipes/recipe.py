@@ -107,9 +107,6 @@ class Recipe:
             )
         self._check_lengths()
         if self.layout.world > 1:
-            for name, stage in self.tune.items():
-                if stage.lora is not None:
-                    raise ConfigError(f"tune.{name}.lora", f"trains on one process; layout {self.layout.name} has more")
             self.layout.check(replace(self.model, vocab_size=self.tokenizer.vocab_size))
 
     def _check_tuning(self) -> None:

@@ -35,10 +35,10 @@ def save_trained(training: Training, out: Path, heads: Collection[Head] | None =
         heads: those that stay; None: all.
     """
     model = training.model()
-    if training.lora is not None:
-        save_lora(out / "adapter", model, training.lora, training.run.recipe.name)
-        model = merge_lora(model)
     if training.run.ranks.first:
+        if training.lora is not None:
+            save_lora(out / "adapter", model, training.lora, training.run.recipe.name)
+            model = merge_lora(model)
         save_model(model if heads is None else with_heads(model, heads), out / "model")
     dist.barrier()
 

@@ -113,7 +113,7 @@ class PairedStage:
         policy = load_model(start)
         if self.tune.kind == "reward":
             policy = with_heads(policy, ("reward",))
-        others = {"reference": load_model(start)} if reference else {}
+        others = {"reference": load_model(start)} if reference and self.tune.lora is None else {}
         return Training(run, self.name, policy, self.tune.config.loop, CONTEXT, others, lora=self.tune.lora)
 
     def _judged(self, training: Training, out: Path, start: Mapping[str, float], end: Mapping[str, float]) -> Figures:

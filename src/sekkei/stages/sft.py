@@ -95,8 +95,6 @@ class SFTStage:
             passed.append(reached)
             if run.ranks.first:
                 atomic.write_json(out / GATE, passed)  # a resumed run must take the same decision
-            if self.tune.lora is None:
-                model.requires_grad_(True)
         save_trained(training, out)
         figures = {"steps": steps, "gate.pass1_sampled": reached, "gate.rounds": len(passed), **training.costs}
         return {f"{self.name}.{name}": value for name, value in figures.items()}

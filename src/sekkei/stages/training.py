@@ -39,7 +39,7 @@ from sekkei.train.objective import Context, Objective
 from sekkei.train.optim import OptimConfig, Optimizer
 from sekkei.train.pipeline_step import PipelineStep
 from sekkei.train.sharded_step import ShardedStep
-from sekkei.train.step import PlainStep, Step
+from sekkei.train.step import BaseReference, PlainStep, Step
 from sekkei.train.trainee import Trainee
 
 SAMPLE_TOKENS = 60
@@ -64,7 +64,7 @@ class Training:
 
     Args:
         policy: is trained; in place on one process. critic: is trained beside it. others: frozen models by role.
-        lora: train an adapter of the policy instead of its weights.
+        lora: train an adapter of the policy instead of its weights; without it the policy is the role "reference".
         context: tokens per row, for the FLOPs shown.
     Attributes:
         step: how models are run. ctx: what an objective may use. generate: with the policy's weights of now.
@@ -87,6 +87,7 @@ class Training:
         if lora is not None and not lora_layers(policy):  # a stage may train in several rounds
             add_lora(policy, lora, run.recipe.seed)
         self.config = policy.config
+        self.moved = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
         autocast = autocast_dtype(loop, run.device)
         trained = {"policy": policy, **({"critic": critic} if critic is not None else {})}
         models = {**trained, **(others or {})}
@@ -112,6 +113,9 @@ class Training:
             if writes:
                 self.generate = GatheredEngine(self.placed["policy"], run.device, autocast)
             parts = {role: model.model for role, model in self.placed.items()}
+        if lora is not None:
+            self.step = BaseReference(self.step, parts["policy"])
+            parts = {"reference": parts["policy"], **parts}
         self.parts, self.trained = parts, trained.keys()
         self.costs: dict[str, float] = {}
         self.ctx = Context(
@@ -163,11 +167,12 @@ class Training:
         with run.console.bar(self.stage, steps) as bar:
             trainer.run(bar)
         optimizers = [tensor for trainee in trainees.values() for tensor in trainee.optimizer.tensors().values()]
-        weights = [weight for model in self.parts.values() for weight in model.parameters()]
+        models = {id(model): model for model in self.parts.values()}  # the base of an adapter has two roles
+        weights = [weight for model in models.values() for weight in model.parameters()]
         gradients = [weight for weight in weights if weight.requires_grad]
         self.costs = {
             "tokens": float(trainer.tokens),
-            "models": float(len(self.parts)),
+            "models": float(len(models)),
             "model_bytes": float(sum(t.numel() * t.element_size() for t in (*weights, *gradients, *optimizers))),
         }
 
@@ -175,7 +180,10 @@ class Training:
         """The policy, whole; under a layout a copy that is gathered now, on every rank."""
         if not self.placed:
             return self.whole
-        return gathered(self.placed["policy"], self.run.device, masters=True)
+        model = gathered(self.placed["policy"], self.run.device, masters=True)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in self.moved)
+        return model
 
 
 def place(model: Transformer, mesh: Mesh) -> Sharded | Pipelined:

@@ -5,7 +5,8 @@
     all completions, on every rank, in the order of the requests  <── gather_json ─┘
 
 While ranks generate no collective crosses them: answers differ in length. The copy is made with the first request and
-costs the weights once more. It does not handle models that do not fit one rank whole.
+costs the weights once more; later only what training moves is gathered anew, of an adapter (model/lora.py) its own
+numbers. It does not handle models that do not fit one rank whole.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from sekkei.core import dist
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Completion, Request
+from sekkei.model.lora import empty_lora
 from sekkei.model.moe import biases
 from sekkei.model.transformer import Transformer
 from sekkei.parallel.apply import Sharded
@@ -30,21 +32,23 @@ def gathered(placed: Sharded | Pipelined, device: torch.device, masters: bool = 
     model = placed.model if isinstance(placed, Sharded) else placed.shape
     with torch.device("meta"):
         copy = Transformer(placed.config, heads_of(model))
+    if placed.lora is not None:
+        empty_lora(copy, placed.lora)
     copy = copy.to(placed.wide if masters else placed.dtype)
     for bias in biases(copy).values():
         bias.data = bias.data.to(placed.wide)  # narrow, it would choose other experts than the trainer's
     copy = copy.to_empty(device=device)
     if placed.config.tied_embeddings and copy.lm_head is not None and copy.embed is not None:
         copy.lm_head.weight = copy.embed.weight
-    refresh(copy, placed, masters)
+    refresh(copy, placed, masters, frozen=True)
     return copy.requires_grad_(False)
 
 
 @torch.no_grad()
-def refresh(copy: Transformer, placed: Sharded | Pipelined, masters: bool = False) -> None:
-    """Bring a whole copy up to date."""
+def refresh(copy: Transformer, placed: Sharded | Pipelined, masters: bool = False, frozen: bool = False) -> None:
+    """Bring a whole copy up to date: what training moves, or all of it."""
     own = dict(copy.named_parameters())
-    for name, tensor in placed.gather_named(masters):
+    for name, tensor in placed.gather_named(masters, frozen):
         own[name].copy_(tensor)
 
 

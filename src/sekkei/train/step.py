@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sekkei.data.batch import Batch
 from sekkei.model.attention import DenseAttend
+from sekkei.model.lora import without_lora
 from sekkei.model.output import Output
 from sekkei.model.transformer import Transformer
 from sekkei.parallel.ops import Ops
@@ -84,6 +85,26 @@ class PlainStep:
                 out = model(flat.ids, flat.positions, flat.attend, flat.labels, wants, temperature)
                 return flat.rows(out, batch.ids.shape)
             return model(batch.ids, batch.positions, DenseAttend(batch.segments), batch.labels, wants, temperature)
+
+
+class BaseReference:
+    """A `Step` whose "reference" is the policy without its adapter: no second copy of the weights, on any layout.
+
+    Args:
+        policy: the modules that `step` runs as "policy" here, or what holds them.
+    """
+
+    def __init__(self, step: Step, policy: nn.Module) -> None:
+        self.step, self.policy = step, policy
+
+    def score(self, role: str, batch: Batch, wants: frozenset[str], temperature: float) -> Output:
+        if role != "reference":
+            return self.step.score(role, batch, wants, temperature)
+        with without_lora(self.policy):
+            return self.step.score("policy", batch, wants, temperature)
+
+    def backward(self, update: Update) -> Metrics:
+        return self.step.backward(update)
 
 
 def add_units(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
