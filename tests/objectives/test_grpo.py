@@ -23,8 +23,8 @@ from sekkei.model.config import ModelConfig
 from sekkei.model.init import build
 from sekkei.model.output import Output
 from sekkei.model.transformer import Transformer
-from sekkei.objectives.grpo import GRPO, GRPOConfig, GRPOLoss, group_advantages, group_figures, group_samples
-from sekkei.objectives.rollout import Group, Prompt, roll_out
+from sekkei.objectives.grpo import GRPO, GRPOConfig, GRPOLoss, group_advantages, group_samples
+from sekkei.objectives.rollout import Group, Prompt, group_figures, roll_out
 from sekkei.objectives.sft import pack_samples
 from sekkei.objectives.teaching import taught
 from sekkei.objectives.variants import Variant

@@ -31,16 +31,15 @@ from sekkei.data.batch import Batch, Sample
 from sekkei.engine.request import Sampling
 from sekkei.objectives.advantages import group_advantages
 from sekkei.objectives.ahead import Ahead, Pending, plainly
+from sekkei.objectives.judged import Judged, scored_figures, scored_groups
 from sekkei.objectives.late import late_advantages
 from sekkei.objectives.policy_loss import Correction, GRPOLoss
-from sekkei.objectives.reward import reward_groups
 from sekkei.objectives.rollout import (
     Group,
     OnError,
     Prompt,
     check_exact,
     check_policy,
-    group_figures,
     judged_groups,
     overlong_penalty,
     roll_out,
@@ -174,7 +173,7 @@ class GRPO:
 
     Args:
         prompt: index -> prompt, a pure function, endless. stop_tokens: that end an answer (with a tool: a turn).
-        tool: what `config.tool` names.
+        tool: what `config.tool` names. judged: a judge that reads answers (judged.py).
     """
 
     def __init__(
@@ -183,10 +182,11 @@ class GRPO:
         config: GRPOConfig,
         stop_tokens: tuple[int, ...],
         tool: Tool | None = None,
+        judged: Judged | None = None,
     ) -> None:
         if (config.tool == "none") != (tool is None):
             raise RuntimeError(f"config.tool={config.tool!r}, and the stage has {'no' if tool is None else 'a'} tool")
-        self.prompt, self.config, self.tool = prompt, config, tool
+        self.prompt, self.config, self.tool, self.judged = prompt, config, tool, judged
         self.pending: Pending | None = None
         self.sampling = Sampling(temperature=config.temperature, max_tokens=config.max_tokens, stop_tokens=stop_tokens)
         self.loss, self.point = config.make_loss(), config.point
@@ -227,13 +227,13 @@ class GRPO:
             new = self._rewarded(ctx, new)
             drawn += new
             if not self.point.dynamic_sampling:
-                return drawn, group_figures(drawn)
+                return drawn, scored_figures(drawn, self.judged)
             kept += [group for group in new if group.has_spread]
             missing = torch.tensor(float(wanted - len(kept)), device=ctx.device)
             if float(ctx.ops.all_sum(missing)) == 0 or rounds == self.config.max_refills:  # the same on every rank
                 break
             rounds += 1
-        figures = {**group_figures(drawn), "refills": float(rounds), "groups_drawn": float(len(drawn))}
+        figures = {**scored_figures(drawn, self.judged), "refills": float(rounds), "groups_drawn": float(len(drawn))}
         flat = [group for group in drawn if not group.has_spread]
         return kept + flat[: wanted - len(kept)], figures
 
@@ -254,7 +254,7 @@ class GRPO:
         self.pending = None if last else self._begin(ctx, engine, ctx.step + 1)
         groups = self._rewarded(ctx, judged_groups(prompts, answered, self.config.reward_errors))
         stale = any(completion.weights_hash != now for group in groups for completion in group.completions)
-        return groups, {**group_figures(groups), "staleness": float(stale)}
+        return groups, {**scored_figures(groups, self.judged), "staleness": float(stale)}
 
     def _begin(self, ctx: Context, engine: Ahead, step: int) -> Pending:
         check_exact(self.sampling)
@@ -270,9 +270,8 @@ class GRPO:
         return prompts
 
     def _rewarded(self, ctx: Context, groups: list[Group]) -> list[Group]:
-        """With the reward model's part and the overlong penalty."""
-        if self.config.reward_model:
-            groups = reward_groups(ctx, groups, self.config.reward_model, self.config.micro_tokens)
+        """With the reward model's part, the judge's, and the overlong penalty."""
+        groups = scored_groups(ctx, groups, self.config, self.judged)
         return [shaped(group, self.config) for group in groups]
 
     def _scored(self, batch: Batch, ctx: Context, with_old: bool) -> Batch:

@@ -1,5 +1,5 @@
 """Online DPO: pairs from the policy's answers of this step (Guo et al. 2024, "Direct Language Model Alignment from
-Online AI Feedback", section 3; the judge is a verifier, a reward model, or both).
+Online AI Feedback", section 3; the judge is a verifier, a reward model, a model that reads, or a sum of them).
 
     prompts ─ engine ─► several answers each ─ judge ─► best against worst of each group ─► a loss of pair_loss.py
 
@@ -16,10 +16,10 @@ from typing import Any
 
 from sekkei.core.errors import ConfigError
 from sekkei.engine.request import Sampling
+from sekkei.objectives.judged import Judged, scored_figures, scored_groups
 from sekkei.objectives.pair_loss import DPOLoss, PairKind
 from sekkei.objectives.preference import Pair, pair_batches, sound_pairs, with_reference
-from sekkei.objectives.reward import reward_groups
-from sekkei.objectives.rollout import Group, OnError, Prompt, check_policy, group_figures, roll_out
+from sekkei.objectives.rollout import Group, OnError, Prompt, check_policy, roll_out
 from sekkei.train.loop import LoopConfig
 from sekkei.train.objective import Context, Update
 from sekkei.train.optim import OptimConfig
@@ -75,11 +75,17 @@ class OnlineDPO:
     """Rolls out, pairs and returns an update.
 
     Args:
-        prompt: index -> prompt, a pure function, endless. stop_tokens: that end an answer.
+        prompt: index -> prompt, a pure function, endless. stop_tokens: that end an answer. judged: see judged.py.
     """
 
-    def __init__(self, prompt: Callable[[int], Prompt], config: OnlineDPOConfig, stop_tokens: tuple[int, ...]) -> None:
-        self.prompt, self.config = prompt, config
+    def __init__(
+        self,
+        prompt: Callable[[int], Prompt],
+        config: OnlineDPOConfig,
+        stop_tokens: tuple[int, ...],
+        judged: Judged | None = None,
+    ) -> None:
+        self.prompt, self.config, self.judged = prompt, config, judged
         self.sampling = Sampling(temperature=config.temperature, max_tokens=config.max_tokens, stop_tokens=stop_tokens)
         self.loss, self.needs = config.make_loss(), config.needs
         self.next_prompt = 0
@@ -93,13 +99,11 @@ class OnlineDPO:
         prompts = [self.prompt(self.next_prompt + i) for i in range(config.prompts)]
         self.next_prompt += len(prompts)
         groups = roll_out(ctx, prompts, self.sampling, config.samples, on_error=config.reward_errors)
-        if config.reward_model:
-            groups = reward_groups(ctx, groups, config.reward_model, config.micro_tokens)
-        self.groups = groups
+        self.groups = groups = scored_groups(ctx, groups, config, self.judged)
         found = best_against_worst(groups)
         kept, dropped = sound_pairs(found)
         pairs = [found[i] for i in kept]
-        self.figures = {**group_figures(groups), **dropped, "pairs": float(len(pairs))}
+        self.figures = {**scored_figures(groups, self.judged), **dropped, "pairs": float(len(pairs))}
         if not pairs:
             return []
         batches = pair_batches(pairs, config.micro_tokens)

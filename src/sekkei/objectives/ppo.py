@@ -30,9 +30,9 @@ from sekkei.model.output import Output
 from sekkei.objectives.advantages import whitened
 from sekkei.objectives.gae import explained_variance, gae
 from sekkei.objectives.grpo import split
+from sekkei.objectives.judged import Judged, scored_figures, scored_groups
 from sekkei.objectives.policy_loss import GRPOLoss, kl_estimate
-from sekkei.objectives.reward import reward_groups
-from sekkei.objectives.rollout import Group, OnError, Prompt, check_policy, group_figures, roll_out
+from sekkei.objectives.rollout import Group, OnError, Prompt, check_policy, roll_out
 from sekkei.objectives.sft import pack_samples
 from sekkei.parallel.ops import Ops
 from sekkei.train.loop import LoopConfig
@@ -182,11 +182,17 @@ class PPO:
     """Rolls out, scores, estimates advantages and returns updates of policy and critic.
 
     Args:
-        prompt: index -> prompt, a pure function, endless. stop_tokens: that end an answer.
+        prompt: index -> prompt, a pure function, endless. stop_tokens: that end an answer. judged: see judged.py.
     """
 
-    def __init__(self, prompt: Callable[[int], Prompt], config: PPOConfig, stop_tokens: tuple[int, ...]) -> None:
-        self.prompt, self.config = prompt, config
+    def __init__(
+        self,
+        prompt: Callable[[int], Prompt],
+        config: PPOConfig,
+        stop_tokens: tuple[int, ...],
+        judged: Judged | None = None,
+    ) -> None:
+        self.prompt, self.config, self.judged = prompt, config, judged
         self.sampling = Sampling(temperature=config.temperature, max_tokens=config.max_tokens, stop_tokens=stop_tokens)
         self.needs = config.needs
         self.policy_loss, self.value_loss = config.make_policy_loss(), ValueLoss(config.value_clip)
@@ -202,10 +208,8 @@ class PPO:
         prompts = [self.prompt(self.next_prompt + i) for i in range(config.prompts)]
         self.next_prompt += len(prompts)
         groups = roll_out(ctx, prompts, self.sampling, config.samples, on_error=config.reward_errors)
-        if config.reward_model:
-            groups = reward_groups(ctx, groups, config.reward_model, config.micro_tokens)
-        self.groups = groups
-        figures = group_figures(groups)
+        self.groups = groups = scored_groups(ctx, groups, config, self.judged)
+        figures = scored_figures(groups, self.judged)
         groups = [group for group in groups if group.completions]
         parts = [
             pack_samples(answer_samples(part, config.missing_end_penalty), config.micro_tokens)

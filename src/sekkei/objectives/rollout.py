@@ -33,10 +33,11 @@ OnError = Literal["stop", "skip"]
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids of a question, and how its answers are judged."""
+    """Token ids of a question, and how its answers are judged. text: the question in words, for those who read."""
 
     ids: tuple[int, ...]
     judge: Judge
+    text: str = ""
 
 
 @dataclass(frozen=True)

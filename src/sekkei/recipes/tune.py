@@ -25,6 +25,7 @@ from sekkei.objectives.ppo import PPOConfig
 from sekkei.objectives.preference import DPOConfig
 from sekkei.objectives.reward import RewardConfig
 from sekkei.objectives.sft import SFTConfig
+from sekkei.recipes.judge import JudgeRewardConfig
 
 BASE = "base"
 ROLLOUTS = frozenset({"online_dpo", "ppo", "grpo"})
@@ -59,7 +60,7 @@ class TuneConfig:
         form: how problems are put to the model: as turns of a chat, or as the beginning of a document of
             pretraining, which a base model goes on with (R1-Zero).
         scored_by: the stage whose reward model scores answers, where the kind's reward_model is not 0.
-        rewards: what answers are rewarded for.
+        rewards: what answers are rewarded for. judge: somebody who reads them, besides.
         path: problems of one's own in place of chains (stages/problems.py).
         lora: train an adapter alone; it is kept beside the model, which holds it folded in.
     """
@@ -68,6 +69,7 @@ class TuneConfig:
     form: Form = "chat"
     scored_by: str | None = None
     rewards: RewardWeights = field(default_factory=RewardWeights)
+    judge: JudgeRewardConfig | None = None
     path: str | None = None
     lora: LoRAConfig | None = None
     sft: SFTConfig | None = None
@@ -95,21 +97,25 @@ class TuneConfig:
         """What only stages that sample answers may set, and what they may not set together."""
         if self.kind not in ROLLOUTS:
             for key, here in (("form", self.form != "chat"), ("rewards", self.rewards != RewardWeights()),
-                              ("path", self.path is not None)):  # fmt: skip
+                              ("path", self.path is not None), ("judge", self.judge is not None)):  # fmt: skip
                 if here:
                     raise ConfigError(key, f"{self.kind} samples no answers")
             return
-        if not self.rewards.verifier and not scores:
+        if not self.rewards.verifier and not scores and self.judge is None:
             raise ConfigError(
-                "rewards.verifier", f"got 0, and {self.kind}.reward_model is 0: nothing says what is right"
+                "rewards.verifier",
+                f"got 0, and {self.kind}.reward_model is 0, and there is no judge: nothing says what is right",
             )
+        if self.judge is not None and self.judge.how == "pairs" and self.config.samples < 2:
+            raise ConfigError("judge.how", f"got pairs, but {self.kind}.samples=1: an answer has nobody to meet")
         if self.rewards.length and self.rewards.free_tokens >= self.config.max_tokens:
             most = f"{self.kind}.max_tokens={self.config.max_tokens}"
             raise ConfigError("rewards.free_tokens", f"got {self.rewards.free_tokens}, must be below {most}")
         tool = getattr(self.config, "tool", "none")
-        if tool != "none" and (self.path is not None or self.form != "chat" or self.rewards != RewardWeights()):
+        own = self.path is not None or self.form != "chat" or self.rewards != RewardWeights() or self.judge is not None
+        if tool != "none" and own:
             raise ConfigError(
-                f"{self.kind}.tool", f"{tool} asks its own sums in turns: leave out path, form and rewards"
+                f"{self.kind}.tool", f"{tool} asks its own sums in turns: leave out path, form, rewards and judge"
             )
         if self.path is not None and self.form != "chat":
             raise ConfigError("form", "problems of one's own are put as turns of a chat")
@@ -150,6 +156,9 @@ def check_line(stages: Mapping[str, TuneConfig], own: frozenset[str], pretrained
         if stage.scored_by is not None and stage.scored_by not in rewards:
             known = ", ".join(sorted(rewards)) or "none yet"
             raise ConfigError(f"{key}.scored_by", f"got {stage.scored_by!r}; stages of kind reward before it: {known}")
+        if stage.judge is not None and stage.judge.stage not in (None, *(models - {BASE})):
+            known = ", ".join(sorted(models - {BASE})) or "none yet"
+            raise ConfigError(f"{key}.judge.by", f"got {stage.judge.by!r}; stages with a model before it: {known}")
         source = getattr(stage.config, "own", None)
         if source is not None and source.stage not in models - {BASE}:
             raise ConfigError(f"{key}.sft.own.stage", f"got {source.stage!r}, must be an earlier stage with a model")

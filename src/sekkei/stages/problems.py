@@ -79,7 +79,7 @@ def _chain(recipe: Recipe, name: str, index: int, tokenizer: Tokenizer) -> Promp
         steps = chain.count_steps(parse_reply(read(completion)).reasoning or "")
         return {**weighed(completion), "steps_written": float(steps)}
 
-    return Prompt(question_ids(tokenizer, problem, tune.form), judge)
+    return Prompt(question_ids(tokenizer, problem, tune.form), judge, problem.question)
 
 
 def _sum(recipe: Recipe, name: str, index: int, tokenizer: Tokenizer) -> Prompt:
@@ -106,7 +106,7 @@ def _own(recipe: Recipe, name: str, tokenizer: Tokenizer, path: str) -> Asker:
         turn, place = divmod(index, len(problems))
         order = random.Random(derive_seed(name, recipe.seed, turn)).sample(range(len(problems)), len(problems))
         problem = problems[order[place]]
-        return Prompt(prompts[order[place]], weighted(rewards(tune, _check(problem, read), read)))
+        return Prompt(prompts[order[place]], weighted(rewards(tune, _check(problem, read), read)), problem.question)
 
     return ask
 

@@ -341,6 +341,9 @@ def recipe_digest(recipe: Recipe) -> str:
     keys = loader.to_mapping(recipe)
     if recipe.imported is None:
         del keys["imported"]  # as it was before there was a choice
+    for stage in keys["tune"].values():
+        if stage["judge"] is None:
+            del stage["judge"]
     return atomic.sha256_json(keys)
 
 
