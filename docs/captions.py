@@ -3,6 +3,7 @@
     README.md            files: the first sentence of every source file; figures: docs/results/laptop.json
     docs/alignment.md    study: docs/results/laptop-study.json, r1-zero.json and r1.json, as far as they are there
     docs/prompting.md    strategies: docs/results/laptop-study.json
+    docs/pretraining.md  pretraining, long: docs/results/laptop.json
 
 python docs/captions.py            rewrite the pages
 python docs/captions.py --check    exit 1 if it is out of date (a test does this)
@@ -80,6 +81,38 @@ def figures() -> str:
     return "\n".join(lines) + "\n"
 
 
+def pretraining() -> str:
+    """Held-out bits per byte before and after every stage, and what it read."""
+    found = json.loads((ROOT / "docs" / "results" / "laptop.json").read_text(encoding="utf-8"))["figures"]
+    lines = [
+        "| held-out bits per byte after | tokens read | docs | code | maths | positions 256–1024 of long documents |",
+        "|---|--:|---|---|---|---|",
+    ]
+    for stage in ("start", "general", "reasoning", "long"):
+        tokens = f"{found[f'pretrain.{stage}.tokens']:,.0f}" if f"pretrain.{stage}.tokens" in found else "0"
+        names = ("docs", "code", "math", "beyond_context")
+        values = [found.get(f"pretrain.{stage}.bpb.{name}") for name in names]
+        shown = ["" if value is None else f"{value:.3f}" for value in values]
+        lines.append(f"| `{stage}` | {tokens} | " + " | ".join(shown) + " |")
+    control = found["pretrain.long.control.bpb.beyond_context"]
+    return "\n".join([*lines, f"| positions rescaled, not trained | 0 | | | | {control:.3f} |"]) + "\n"
+
+
+def long_context() -> str:
+    """What the long stage was worth."""
+    found = json.loads((ROOT / "docs" / "results" / "laptop.json").read_text(encoding="utf-8"))["figures"]
+    trained, control, near = (
+        found[f"pretrain.long.{name}"]
+        for name in ("bpb.beyond_context", "control.bpb.beyond_context", "bpb.positions_128_256")
+    )
+    share = found["pretrain.long.token_share"]
+    return (
+        f"training on {share:.1%} of all tokens takes {1 - trained / control:.1%} off the control there "
+        f"({control:.3f} to {trained:.3f}). It is also lower than at positions 128 to 256 ({near:.3f}): "
+        "the model uses what stands further back than it could see before.\n"
+    )
+
+
 def study() -> str:
     """Every tuning stage of the recorded studies, side by side."""
     lines = [
@@ -142,6 +175,7 @@ def main() -> int:
         ROOT / "README.md": {"files": captions(), "figures": figures()},
         ROOT / "docs" / "alignment.md": {"study": study()},
         ROOT / "docs" / "prompting.md": {"strategies": strategies()},
+        ROOT / "docs" / "pretraining.md": {"pretraining": pretraining(), "long": long_context()},
     }
     stale = False
     for page, contents in parts.items():
