@@ -27,6 +27,10 @@ def scrubbed(text: str, lang: str = "en", **parameters: object) -> str:
         ("Version 1.2.3.4, v8.8.8.8 and release 8.8.4.4 are out; 12:30:45 is a time.", None),
         ("chrome/98.0.47.1 1.2.3.4.5 300.1.2.3", None),
         ("Card 4012 8888 8888 1881 was charged.", "Card <card> was charged."),
+        ("4111 1111 1111 1111 and 5555-5555-5555-4444", "<card> and <card>"),
+        ("See section 8.2.4.1, § 8.2.4.2 and clause 8.2.4.3.", None),
+        ("ISO/TS 16949の8.2.4.1項と第8.2.4.2節に対して", None),
+        ("サーバー8.8.8.8に接続", "サーバー<ip>に接続"),
         ("Card 4012 8888 8888 1882, number 1234 5678 9012 3456.", None),  # check digit, issuer
         ("Call +1 650-253-0000 or (212) 736-5000.", "Call <phone> or <phone>."),
         ("From 2020-01-15 to 1999-2004 it was 12,345,678 or 3.14159265.", None),

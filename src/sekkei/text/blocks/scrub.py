@@ -2,6 +2,7 @@
 
     e-mail   the local part and domain of RFC 5321 as it is written in practice
     ip       public IPv4 and IPv6 addresses (`ipaddress.is_global`); not version strings ("version 1.2.3.4", "v1.2.3.4")
+             and not numbers of sections ("section 8.2.4.1", "8.2.4.1項")
     card     13 to 19 digits of a known issuer whose check digit holds (Luhn 1960, ISO/IEC 7812-1)
     phone    numbers with a + or in groups that are valid in the text's country (`phonenumbers`, Google's tables)
     key      tokens with a known form: AWS, GitHub, GitLab, Google, Slack, OpenAI, Hugging Face, Stripe, JWT, PEM blocks
@@ -32,11 +33,12 @@ _EMAIL = re.compile(
     r"(?<![\w.+-])[A-Za-z0-9_][\w.+%-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-]|\.\w)", re.A
 )
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-_IPV4 = re.compile(rf"(?<![\w.-]){_OCTET}(?:\.{_OCTET}){{3}}(?![\w-]|\.\d)", re.A)
+_IPV4 = re.compile(rf"(?<![\w.-]){_OCTET}(?:\.{_OCTET}){{3}}(?![\w-]|\.\d|\s?[項節章条号版])", re.A)
 _IPV6 = re.compile(r"(?<![\w:.])(?=[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:)[0-9A-Fa-f:]{4,39}(?![\w:])", re.A)
 _VERSION = re.compile(
     r"(?:\b(?:v|ver|version|versions|release|releases|released|rel|rev|revision|build|patch|firmware|upgrade[ds]?|updated?|"
-    r"kernel|driver|sdk|api|python|java|ruby|chrome|firefox|windows|android|ios|linux|package|from|to)\.?|バージョン|版"
+    r"kernel|driver|sdk|api|python|java|ruby|chrome|firefox|windows|android|ios|linux|package|from|to"
+    r"|sections?|sec|chapters?|clauses?|articles?|paragraphs?|para|tables?|figures?|fig)\.?|バージョン|版|第|§"
     r"|[=<>~^/@])[\s:]{0,2}$",
     re.I,
 )
@@ -70,7 +72,7 @@ class Scrub:
     """Which kinds are replaced."""
 
     name: ClassVar[str] = "scrub"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("phonenumbers",)
     rewrites: ClassVar[Rewrites] = "text"
 
@@ -129,7 +131,7 @@ def cards(text: str) -> Iterator[Span]:
     """Spans of payment card numbers: a known issuer's beginning and a check digit that holds."""
     for match in _CARD.finditer(text):
         digits = re.sub(r"\D", "", match.group())
-        if _ISSUER.match(digits) and luhn(digits) and len(set(digits)) > 2:
+        if _ISSUER.match(digits) and luhn(digits):
             yield match.span()
 
 
