@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,15 @@ def test_most_of_the_embedded_pages_survive_and_read_well(tmp_path: Path) -> Non
     assert "Deserialize ``s`` (a ``str``, ``bytes`` or ``bytearray`` instance" in text["json.html"]
     assert text["topic.while.html"].startswith('The "while" statement\n*')
     assert not any("\t" in t or "\xa0" in t for t in text.values())
+
+
+def test_a_run_is_looked_at_without_touching_it(copy: Path, call: Callable[..., tuple[int, str]]) -> None:
+    """The report lies beside the artifact, which stays what its record says."""
+    for folder in (copy, copy / "data" / "cleaned"):
+        assert call("data", "report", folder, "--samples", "2")[0] == 0
+        assert "From pages to documents" in (copy / "data-report.html").read_text()
+        (copy / "data-report.html").unlink()
+    assert call("data", "why", copy, "json.html")[0] == 0
+    code, shown = call("run", "smoke", "--run-dir", copy, "--until", "tokenizer")
+    assert code == 0, shown
+    assert "data" in [line.split()[0] for line in shown.splitlines() if line.endswith(" reused")]

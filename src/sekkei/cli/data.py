@@ -109,22 +109,26 @@ def verify(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="folder that `sekkei data clean` wrote")],
+    folder: Annotated[Path, typer.Argument(help="folder that `sekkei data clean` wrote, or a run")],
     samples: Annotated[int, typer.Option(help="texts shown per rule")] = 12,
 ) -> None:
     """Draw FOLDER/report.html: keep rates as a waterfall, histograms, and samples of kept and dropped texts.
 
+    Of a run it is RUN/data-report.html.
+
     \b
     Examples:
       sekkei data report cleaned
+      sekkei data report runs/laptop
     """
     from sekkei.report.data_report import render
 
-    print(render(folder, samples))
+    cleaned, page = cleaned_of(folder)
+    print(render(cleaned, page, samples))
 
 
 def why(
-    folder: Annotated[Path, typer.Argument(help="folder that `sekkei data clean` wrote")],
+    folder: Annotated[Path, typer.Argument(help="folder that `sekkei data clean` wrote, or a run")],
     query: Annotated[str, typer.Argument(help="a page's URL, a part of it, or its id (FILE or FILE#RECORD)")],
 ) -> None:
     """Tell what became of a page: kept or dropped, by which rule, and what was removed from it.
@@ -136,7 +140,7 @@ def why(
     """
     from sekkei.text.pipeline import origins
 
-    found, count = origins.fates(folder, query)
+    found, count = origins.fates(cleaned_of(folder)[0], query)
     for fate in found:
         print("\n".join(fate_lines(fate)))
     if count > len(found):
@@ -198,6 +202,17 @@ COMMANDS = {
     "blocks": blocks,
 }
 _MOST_SPANS = 12  # of one page that `why` prints
+
+
+def cleaned_of(folder: Path) -> tuple[Path, Path]:
+    """The cleaned corpus that a folder is, or that the data stage of a run left; and where its report belongs.
+
+    A run's artifacts stay as they were written: the report lies beside them.
+    """
+    stage = folder / "data" if (folder / "data" / "cleaned").is_dir() else folder.resolve().parent
+    if stage.name == "data" and (stage / "done.json").is_file():
+        return stage / "cleaned", stage.parent / "data-report.html"
+    return folder, folder / "report.html"
 
 
 def plan_of(

@@ -33,7 +33,6 @@ from sekkei.report.style import BLUE, GREEN, GREY, ORANGE, RED, Chart, styled
 from sekkei.text import quality
 from sekkei.text.pipeline.origins import urls_of
 
-PAGE = "report.html"
 MEASURED = 2_000  # kept documents whose quality is measured
 KEPT_CHARS = 1_200  # of a kept text shown
 MAX_BARS = 24
@@ -88,9 +87,11 @@ class Pick:
         return [item for _, _, item in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
 
 
-def render(folder: Path, samples: int = 12) -> Path:
-    """Write `<folder>/report.html`.
+def render(folder: Path, page: Path, samples: int = 12) -> Path:
+    """Write the report of a cleaned corpus.
 
+    Args:
+        page: the file to write. samples: texts shown per rule.
     Raises:
         UserError: the folder holds no finished output of `sekkei data clean`, or a file of it is damaged.
     """
@@ -113,7 +114,7 @@ def render(folder: Path, samples: int = 12) -> Path:
         for d in kept.items()[:samples]
     ]
     came = summary["blocks"][0]["in"] if summary["blocks"] else 0
-    page = environment.from_string(source).render(
+    html = environment.from_string(source).render(
         title=f"What was kept of {Path(summary['input']).name}, and why",
         subtitle=f"{summary['documents']:,} of {came:,} items kept, {summary['chars']:,} characters.",
         sections=[
@@ -123,9 +124,8 @@ def render(folder: Path, samples: int = 12) -> Path:
             Section("Dropped and removed", "A row of the ledger each; excerpts are short.", groups=groups),
         ],
     )
-    path = folder / PAGE
-    atomic.write_text(path, page)
-    return path
+    atomic.write_text(page, html)
+    return page
 
 
 @styled

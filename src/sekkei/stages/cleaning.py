@@ -3,7 +3,7 @@
     data/pages/ or the user's folder ──data.clean.blocks──> data/cleaned/  documents-*.parquet  ledger.parquet
                                                                            pages.parquet        summary.json
 
-`sekkei data report RUN/data/cleaned` and `sekkei data why` open the result. Half-done work lies in `.cleaning` until
+`sekkei data report RUN` and `sekkei data why RUN PAGE` open the result. Half-done work lies in `.cleaning` until
 the end: a run that was killed goes on there, and the outcome depends on neither the number of workers nor the order.
 
 Not handled: clusters (clean there with `sekkei data clean`, and name the result under `data.sources`).
