@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from sekkei.core.errors import ConfigError
+from sekkei.core.errors import ConfigError, UserError
 from sekkei.llm.face import LLM
-from sekkei.llm.protocol import Call
+from sekkei.llm.protocol import Call, Capabilities
 from sekkei.llm.scripted import Scripted
 from sekkei.rag import answer as answering
 from sekkei.rag.answer import Answer, AnswerConfig, answer, extract, is_refusal, messages
@@ -204,6 +204,26 @@ def test_the_model_is_told_where_passages_are_from(library: Index) -> None:
     assert hits[0].chunk.path in told
     assert told.endswith(f"Question: {QUESTION}")
     assert hits[0].chunk.text in told
+
+
+def test_a_short_context_gets_the_best_passages_or_a_remedy(library: Index) -> None:
+    hits = search(library, QUESTION, 6)
+    whole = sum(len(message["content"].encode()) for message in messages(QUESTION, hits)) / answering.BYTES
+    assert answering.fitting(QUESTION, hits, None, 800) == hits
+    assert answering.fitting(QUESTION, hits, round(whole) + 801, 800) == hits
+    some = answering.fitting(QUESTION, hits, round(0.9 * whole / 0.75), 800)
+    assert some == hits[: len(some)]
+    assert 0 < len(some) < len(hits)
+
+    class Short(Scripted):
+        @property
+        def capabilities(self) -> Capabilities:
+            return replace(super().capabilities, max_context=300)
+
+    backend = Short([])
+    with pytest.raises(UserError, match=r"context of 300 tokens has no room .* smaller chunks"):
+        answer(library, QUESTION, LLM(backend))
+    assert backend.calls == []
 
 
 def test_reranking_asks_once_more(library: Index) -> None:

@@ -33,7 +33,7 @@ def command(
     Examples:
       sekkei ask "How is a checkpoint written?"
       sekkei ask "How is a checkpoint written?" --model https://api.openai.com/v1#gpt-4o-mini --json
-      sekkei ask "索引はどこにありますか" --index docs-index --model runs/laptop
+      sekkei ask "索引はどこにありますか" --index docs-index --model env
     """
     from sekkei.core.progress import Console
     from sekkei.llm.open import open_llm

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sekkei.core.errors import ConfigError
+from sekkei.core.errors import ConfigError, UserError
 from sekkei.llm.face import LLM
 from sekkei.llm.protocol import Message, Settings, Usage, system, user
 from sekkei.rag.cite import MIN_QUOTE, Sentence, checked, sentences
@@ -35,6 +35,7 @@ from sekkei.rag.retrieve import Hit, by_model, search
 from sekkei.rag.tokens import content, tokens
 
 NOT_THERE = "NOT IN THE DOCUMENTS"
+BYTES = 2.5  # of a prompt in a token, for small vocabularies; large ones have about four, so this leaves room
 Status = Literal["answered", "not in the documents"]
 
 SYSTEM = f"""You answer a question from passages of documents, and from nothing else.
@@ -104,7 +105,7 @@ def answer(index: Index, question: str, llm: LLM | None, config: AnswerConfig = 
     """Answer a question from an index; `llm` None gives an extractive answer.
 
     Raises:
-        LLMError: the model cannot answer (budget, network).
+        LLMError: the model cannot answer (budget, network). UserError: its context has no room for a passage.
     """
     rerank = by_model(llm) if llm is not None and config.rerank else None
     hits = search(index, question, config.k, rerank=rerank)
@@ -120,6 +121,7 @@ def answer(index: Index, question: str, llm: LLM | None, config: AnswerConfig = 
             return Answer(question, "not in the documents", "", hits=tuple(hits), reason="no sentence shares its words")
         text = " ".join(sentence.text for sentence in found)
         return Answer(question, "answered", text, tuple(found), tuple(hits))
+    hits = fitting(question, hits, llm.capabilities.max_context, config.max_tokens)
     reply = llm.chat(messages(question, hits), Settings(max_tokens=config.max_tokens))
     text, usage = reply.text.strip(), reply.usage
     if is_refusal(text):
@@ -132,6 +134,29 @@ def messages(question: str, hits: Sequence[Hit]) -> list[Message]:
     """What the model is told: the rules, then the fenced passages and the question."""
     names = [" > ".join(filter(None, (hit.chunk.path, hit.chunk.place, hit.chunk.heading))) for hit in hits]
     return [system(SYSTEM), user(f"{fenced([hit.chunk.text for hit in hits], names)}\n\nQuestion: {question}")]
+
+
+def fitting(question: str, hits: list[Hit], context: int | None, max_tokens: int) -> list[Hit]:
+    """The first hits that a model's context has room for, beside a quarter of it (or `max_tokens`) for the answer.
+
+    Args:
+        context: tokens, None = unknown (all hits). A token is taken for `BYTES` bytes.
+    Raises:
+        UserError: there is not even room for the best one.
+    """
+    if context is None:
+        return hits
+    room = (context - min(max_tokens, context // 4)) * BYTES
+    kept = len(hits)
+    while kept and sum(len(message["content"].encode()) for message in messages(question, hits[:kept])) > room:
+        kept -= 1
+    if not kept:
+        raise UserError(
+            f"the model's context of {context} tokens has no room for the rules and a passage of "
+            f"{len(hits[0].chunk.text)} characters; make the index with smaller chunks (sekkei rag index --size 400), "
+            "or name a model with a longer context"
+        )
+    return hits[:kept]
 
 
 def grounds(question: str, hits: Sequence[Hit]) -> tuple[float, float]:
