@@ -338,13 +338,7 @@ def open_folder(folder: Path, recipe: Recipe) -> None:
 
 def recipe_digest(recipe: Recipe) -> str:
     """Of the resolved recipe: two runs of the same digest and versions are the same run."""
-    keys = loader.to_mapping(recipe)
-    if recipe.imported is None:
-        del keys["imported"]  # as it was before there was a choice
-    for stage in keys["tune"].values():
-        if stage["judge"] is None:
-            del stage["judge"]
-    return atomic.sha256_json(keys)
+    return atomic.sha256_json(loader.to_mapping(recipe))
 
 
 def artifact_parts(out: Path) -> dict[str, str]:
