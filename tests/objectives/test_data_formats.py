@@ -128,8 +128,26 @@ def test_a_missing_file_and_a_missing_library(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UserError, match="no such file"):
         read_conversations(str(tmp_path / "none.jsonl"))
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(UserError, match="needs the library datasets"):
+    with pytest.raises(UserError, match=r"hub:someone/something.*datasets"):
         read_conversations("hub:someone/something")
+
+
+def test_a_data_set_of_the_hub_by_the_same_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of this machine, which the library opens as it opens a repository."""
+    pytest.importorskip("datasets", reason="the extra `hub` is not installed")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    written(folder, [{"messages": [ASKED, SAID]}] * 3, "train.jsonl")
+    written(folder, [{"messages": [SYSTEM, ASKED, SAID]}], "test.jsonl")
+    assert read_conversations(f"hub:{folder}") == ([[ASKED, SAID]] * 3, {})
+    assert read_conversations(f"hub:{folder}:test")[0] == [[SYSTEM, ASKED, SAID]]
+    with pytest.raises(UserError, match="cannot be opened"):
+        read_conversations(f"hub:{folder}:validation")
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    written(pairs, [{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}], "train.jsonl")
+    assert len(read_pairs(f"hub:{pairs}")[0]) == 1
 
 
 def test_the_last_turn_alone(tokenizer: Tokenizer) -> None:

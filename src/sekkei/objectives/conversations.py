@@ -4,9 +4,10 @@
     alpaca      {"instruction": "…", "input": "…", "output": "…"}                       Stanford Alpaca; "system" too
     sharegpt    {"conversations": [{"from": "human", "value": "…"}, …]}                 also gpt, system, tool names
 
-as JSON, JSONL or Parquet, told by the keys of each record. `hub:owner/name` asks the `datasets` library. What cannot be
-learned from is left out and counted by reason: nothing is repaired in silence, except that turns after the last
-assistant turn are cut off ("trimmed"). It does not handle images, or tool calls as structured fields.
+as JSON, JSONL or Parquet, told by the keys of each record. `hub:` addresses as in text/read/hub.py are read by
+`datasets`. What cannot be learned from is left out and counted by reason: nothing is repaired in silence, except that
+turns after the last assistant turn are cut off ("trimmed"). It does not handle images, or tool calls as structured
+fields.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def read_conversations(path: str) -> tuple[list[Conversation], dict[str, float]]
     """All conversations of a file that can be learned from, and the counts of what was left out or trimmed.
 
     Args:
-        path: a .json, .jsonl or .parquet file, or `hub:owner/name` (its split "train").
+        path: a .json, .jsonl or .parquet file, or `hub:OWNER/NAME`, `hub:OWNER/NAME:SPLIT:CONFIG`.
     Raises:
         UserError: the file is missing or damaged, is in no known format, or nothing in it can be learned from.
     """
@@ -77,11 +78,11 @@ def records(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         UserError: see `read_conversations`.
     """
     if path.startswith(HUB):
-        yield from _hub(path.removeprefix(HUB))
+        yield from _hub(path)
         return
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"{path}: no such file; give a .json, .jsonl(.gz) or .parquet file, or hub:owner/name")
+        raise UserError(f"{path}: no such file; give a .json, .jsonl(.gz) or .parquet file, or hub:OWNER/NAME")
     if file.suffix == ".parquet":
         rows = _parquet(file)
     elif file.suffix == ".json":
@@ -133,15 +134,12 @@ def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
         yield f"{file}[{number}]", row
 
 
-def _hub(name: str) -> Iterator[tuple[str, Any]]:
+def _hub(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            f"hub:{name} needs the library datasets: pip install 'sekkei[hub]'; or give a local file"
-        ) from None
-    for number, row in enumerate(datasets.load_dataset(name, split="train")):
-        yield f"hub:{name}[{number}]", row
+        from sekkei.text.read.hub import rows_of  # it imports pyarrow
+    except ImportError as error:
+        raise UserError(f"{path} needs the library datasets ({error}): pip install 'sekkei[hub]'") from None
+    yield from rows_of(path)
 
 
 def to_messages(record: Mapping[str, Any], where: str) -> Conversation:

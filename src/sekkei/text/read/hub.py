@@ -13,7 +13,7 @@ Not handled: loading scripts (the library dropped them), data sets that need an 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +103,26 @@ def read_hub(path: str, name: str, source: str, options: Read) -> Iterator[Page 
     except Exception as error:  # each format and transport has errors of its own
         first = (str(error).splitlines() or [""])[0]
         yield Dropped(f"{name}#{ordinal}", "read.damaged", float(ordinal), 0.0, f"{first}"[:EXCERPT_CHARS])
+
+
+def rows_of(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(where it stands, row) of a whole data set, for those who read other things than pages.
+
+    Raises:
+        UserError: it cannot be opened, or breaks off.
+    """
+    address, number = address_of(path), 0
+    rows = iter(_stream(address))
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{SCHEME}{address.name}[{number}]: cannot be read ({first})") from None
+        yield f"{SCHEME}{address.name}[{number}]", row
+        number += 1
 
 
 def _stream(address: Address) -> Any:
