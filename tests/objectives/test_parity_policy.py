@@ -286,7 +286,8 @@ def test_metrics_of_a_corrected_step(golden: Any) -> None:
 def test_named_points_are_those_compared(golden: Any) -> None:
     """The recipe's names give the losses whose parity is shown above, up to the numbers in them."""
     names = {"grpo": "grpo_kl_grpo", "dr_grpo": "grpo_dr_grpo", "dapo": "grpo_clip_higher", "gspo": "grpo_gspo",
-             "cispo": "grpo_cispo", "rloo": "rloo", "token": "grpo_dapo"}  # fmt: skip
+             "cispo": "grpo_cispo", "rloo": "rloo", "token": "grpo_dapo",
+             "grpo_k3_ratio": "grpo_kl_ratio_grpo"}  # fmt: skip
     for variant, case in names.items():
         made = GRPOConfig(steps=1, variant=variant, updates=2).make_loss()  # type: ignore[arg-type]
         ours = loss_of(golden, case)

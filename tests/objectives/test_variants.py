@@ -317,6 +317,7 @@ def test_groups_are_split_without_rest() -> None:
     ("key", "settings"),
     [
         ("updates", {"variant": "gspo"}),
+        ("updates", {"variant": "gspo_token"}),
         ("clip_low", {"clip_low": 1.0}),
         ("kl", {"kl": -0.1}),
         ("dual_clip", {"dual_clip": 1.1}),

@@ -2,7 +2,9 @@
 
     token         what the recipes use: GRPO's advantage, the mean over all tokens, no KL
     grpo          Shao et al. 2024: per-sequence means, k3 in the loss         dr_grpo   Liu et al. 2025: unbiased
+    grpo_k2, grpo_k3_ratio   the same with k2 in the loss, and with k3 times the ratio, as TRL has it since 1.1
     dapo          Yu et al. 2025: clip higher, token mean, groups with spread  gspo      Zheng et al. 2025: sequences
+    gspo_token    the same with a gradient per token (section 4.3)
     cispo         MiniMax-M1 2025: clipped weight, every token keeps a gradient
     rloo          Ahmadian et al. 2024, as in TRL: whole answers, k1 in the reward
     reinforce_pp  Hu 2025: one baseline for the whole batch, k1 per token in the reward
@@ -20,7 +22,19 @@ from sekkei.core.errors import ConfigError
 from sekkei.objectives.advantages import Advantage
 from sekkei.objectives.policy_loss import Aggregation, Clip, Estimator, Ratio
 
-Variant = Literal["token", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp"]
+Variant = Literal[
+    "token",
+    "grpo",
+    "grpo_k2",
+    "grpo_k3_ratio",
+    "dr_grpo",
+    "dapo",
+    "gspo",
+    "gspo_token",
+    "cispo",
+    "rloo",
+    "reinforce_pp",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +56,12 @@ class Point:
 POINTS: dict[str, Point] = {
     "token": Point(),
     "grpo": Point(aggregation="sequence", kl=0.04),
+    "grpo_k2": Point(aggregation="sequence", kl=0.04, estimator="k2"),
+    "grpo_k3_ratio": Point(aggregation="sequence", kl=0.04, estimator="k3_ratio"),
     "dr_grpo": Point(advantage="group_mean", aggregation="constant"),
     "dapo": Point(clip_high=0.28, dynamic_sampling=True),
     "gspo": Point(ratio="sequence", clip_low=3e-4, clip_high=4e-4, aggregation="sequence"),
+    "gspo_token": Point(ratio="sequence_token", clip_low=3e-4, clip_high=4e-4, aggregation="sequence"),
     "cispo": Point(
         clip="cispo", clip_high=4.0
     ),  # ScaleRL (Khatri et al. 2025): weights up to 4 to 8 make no difference
