@@ -85,9 +85,8 @@ def test_kv_bytes_are_those_of_a_cache(dtype: torch.dtype) -> None:
     engine = Engine(build(GROUPED, 0, dtype=dtype), blocks=32, block_size=32)
     engine.generate([Request(prompt_ids=(1, 2, 3), sampling=Sampling(max_tokens=2))])
     store = engine.runner.store
-    assert store.keys is not None
-    assert store.values is not None
-    held = sum(x.numel() * x.element_size() for x in (store.keys, store.values))
+    assert store.both is not None
+    held = store.both.nbytes
     assert held == 32 * 32 * kv_bytes_per_token(GROUPED, dtype)
 
 

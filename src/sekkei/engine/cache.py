@@ -1,18 +1,18 @@
 """Keys and values in blocks, and attention that reads them where they lie.
 
-    keys, values   [layers, blocks, K, size, H]          table[row] = the row's blocks, in order
+    [layers, keys | values, blocks, K, size, H]          table[row] = the row's blocks, in order
 
     row 0   5 0 7        block 5: 32 tokens  ─┐
     row 1   5 1          block 5 is shared:   └── read once for both rows
 
 One new token per row (decode) meets every block once: the queries of all rows that hold a block are stacked and
-multiplied with it in place, then each row joins its blocks' results by their maxima,
+multiplied with it in place, then each row joins its blocks' results by what they weigh,
 
-    o_b = e^(s_b - m_b) V_b,  l_b = Σ e^(s_b - m_b)      o = Σ_b e^(m_b - m) o_b / Σ_b e^(m_b - m) l_b
+    o_b = softmax(s_b) V_b,  l_b = log Σ e^(s_b)         o = Σ_b softmax(l)_b o_b
 
-(the merge of FlashAttention, Dao et al. 2022; sharing of a prefix's reads as in Hydragen, Juravsky et al. 2024). On a
-CPU in float32 torch's fused attention gives o_b / l_b and m_b + log l_b of a class of blocks in one call, which is
-fewer small calls: a pass over short rows is made of little else.
+(the merge of FlashAttention, Dao et al. 2022; sharing of a prefix's reads as in Hydragen, Juravsky et al. 2024). Few
+and plain operations: a pass over short rows is made of little else, and on a CPU torch's fused attention takes 1.6 to
+2 times as long as these two products. Which rows hold which blocks is worked out anew only when that changes.
 No keys are gathered into a padded copy, which on a CPU costs 2-20x the attention itself, and a row reads its own
 length, not the longest one's. Prompts (prefill) attend in right-padded groups of like length; one that begins at 0
 uses its own keys, one that goes on after a shared or earlier part gathers that part.
@@ -31,7 +31,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding_bag, scaled_dot_product_attention
 
 from sekkei.engine.scheduler import Piece
 from sekkei.model.attention import DenseAttend
@@ -42,7 +42,7 @@ ALIKE = 0.7  # prompts are padded to one length if the shorter has at least this
 
 
 class BlockStore:
-    """The tensors, made at the first use with the head shape, dtype and device of what is stored.
+    """The tensor, made at the first use with the head shape, dtype and device of what is stored.
 
     Memory is zeroed (an unwritten value times weight 0 must be 0) and, on CPUs, only taken from the machine once a
     block is written.
@@ -50,39 +50,31 @@ class BlockStore:
 
     def __init__(self, layers: int, blocks: int, size: int) -> None:
         self.layers, self.blocks, self.size = layers, blocks, size
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def layer(self, index: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [blocks, K, size, H] of one layer; `like`: [T, K, H]."""
-        if self.keys is None or self.values is None:
-            shape = (self.layers, self.blocks, like.shape[1], self.size, like.shape[2])
-            self.keys, self.values = _zeros(shape, like), _zeros(shape, like)
-        return self.keys[index], self.values[index]
+        self.both: Tensor | None = None
 
     def write(self, layer: int, rows: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v [T, K, H] of one layer where they belong, and return all keys and values.
+        """Write k, v [T, K, H] of one layer where they belong; returns its keys and values, [blocks, K, size, H] each.
 
         Args:
-            rows: [T · K], index of each head's vector among the layer's.
+            rows: [T · 2K], index of each token's K keys and K values among the layer's vectors, keys before values.
         """
-        keys, values = self.layer(layer, k)
-        width = k.shape[-1]
-        keys.view(-1, width).index_copy_(0, rows, k.reshape(-1, width))
-        values.view(-1, width).index_copy_(0, rows, v.reshape(-1, width))
-        return keys, values
+        if self.both is None:
+            shape = (self.layers, 2, self.blocks, k.shape[1], self.size, k.shape[2])
+            self.both = _zeros(shape, k)
+        here = self.both[layer]
+        here.view(-1, k.shape[2])[rows] = torch.cat((k, v), dim=1).flatten(0, 1)
+        return here[0], here[1]
 
-    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy blocks (from, to) in all layers; every source is read before a target is written."""
-        if not pairs or self.keys is None or self.values is None:
+    def copy(self, pairs: Sequence[tuple[int, int]], tokens: int) -> None:
+        """Copy the first `tokens` of blocks (from, to) in all layers; sources are read before any target is written."""
+        if not pairs or self.both is None:
             return
-        source, target = torch.tensor(pairs, device=self.keys.device).T
-        self.keys[:, target] = self.keys[:, source]
-        self.values[:, target] = self.values[:, source]
+        source, target = torch.tensor(pairs, device=self.both.device).T
+        self.both[:, :, target, :, :tokens] = self.both[:, :, source, :, :tokens]
 
     def clear(self) -> None:
         """Forget the contents, as after a pass that left numbers that are not finite."""
-        self.keys = self.values = None
+        self.both = None
 
 
 class PassAttend:
@@ -91,6 +83,7 @@ class PassAttend:
     Args:
         tables: [rows of the engine, most blocks] int64, by slot. heads: K.
         whole: every token's result is wanted, not only the last one's of each piece.
+        before: the last pass's `decode`, which is taken over if its rows hold the same blocks.
     Attributes:
         positions: [T]. wanted: [pieces] indices of the tokens that are scored; None: all.
     """
@@ -105,29 +98,34 @@ class PassAttend:
         *,
         heads: int,
         whole: bool,
+        before: DecodeBlocks | None = None,
     ) -> None:
         self.store, self.device, self.decodes = store, device, len(decodes)
-        pieces = [*decodes, *prefills]
-        slots = np.fromiter((piece.sequence.slot for piece in pieces), np.int64, len(pieces))
-        starts = np.fromiter((piece.start for piece in pieces), np.int64, len(pieces))
-        counts = np.fromiter((piece.count for piece in pieces), np.int64, len(pieces))
+        pieces, size = [*decodes, *prefills], store.size
+        of_pieces = np.array([(piece.sequence.slot, piece.start, piece.count) for piece in pieces], np.int64)
+        slots, starts, counts = of_pieces.T
         ends = counts.cumsum()
         rows = slots.repeat(counts)
         positions = np.arange(int(ends[-1])) + (starts - (ends - counts)).repeat(counts)
-        at = (tables[rows, positions // store.size] * heads)[:, None] + np.arange(heads)
+        at = (tables[rows, positions // size] * heads)[:, None] + np.arange(heads)
+        at = at * size + (positions % size)[:, None]
+        at = np.concatenate((at, at + store.blocks * heads * size), axis=1)
         self.positions = torch.from_numpy(positions).to(device)
-        self.rows = torch.from_numpy((at * store.size + (positions % store.size)[:, None]).ravel()).to(device)
+        self.rows = torch.from_numpy(at.ravel()).to(device)
         self.wanted = torch.from_numpy(ends - 1).to(device) if prefills and not whole else None
         tables, lengths = tables[slots], starts + counts
         self.decode = self.last = None
         if decodes:
-            self.decode = DecodeBlocks(tables[: len(decodes)], lengths[: len(decodes)], store.size, device)
+            own, long = tables[: len(decodes)], lengths[: len(decodes)]
+            if before is not None and before.fits(own, long):
+                before.see(long)
+                self.decode = before
+            else:
+                self.decode = DecodeBlocks(own, long, size, heads, device)
         if self.wanted is not None:
-            self.last = DecodeBlocks(tables, lengths, store.size, device)
+            self.last = DecodeBlocks(tables, lengths, size, heads, device)
         groups = like_prompts(prefills, len(decodes))
-        self.prompts = [
-            PromptGroup(part, offsets, tables[index], store.size, device) for part, offsets, index in groups
-        ]
+        self.prompts = [PromptGroup(part, offsets, tables[index], size, device) for part, offsets, index in groups]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         """q [T, N, H], k, v [T, K, H] -> [T, N, H]."""
@@ -151,19 +149,21 @@ class DecodeBlocks:
     """Which blocks R rows hold, in classes by how many rows share one, and how each row finds its results.
 
     Args:
-        tables: [R, most blocks]. lengths: [R], tokens of each row, the new one included.
+        tables: [R, most blocks]. lengths: [R], tokens of each row, the new one included. heads: K.
     """
 
-    def __init__(self, tables: np.ndarray, lengths: np.ndarray, size: int, device: torch.device) -> None:
+    def __init__(self, tables: np.ndarray, lengths: np.ndarray, size: int, heads: int, device: torch.device) -> None:
+        self.size, self.device = size, device
         slots = -(-lengths // size)
         live = np.arange(int(slots.max())) < slots[:, None]
+        self.blocks = np.where(live, tables[:, : live.shape[1]], -1)
         rows, columns = live.nonzero()
         blocks = tables[rows, columns]
         order = np.argsort(blocks, kind="stable")
         blocks, rows, columns = blocks[order], rows[order], columns[order]
         unique, first, counts = np.unique(blocks, return_index=True, return_counts=True)
         classes = np.ceil(np.log2(counts) / LOG_HOLDERS).astype(np.int64)
-        found = np.zeros(live.shape, np.int64)
+        found = np.zeros((*live.shape, heads), np.int64)
         self.parts: list[_Class] = []
         base = 0
         for power in np.unique(classes):
@@ -174,82 +174,112 @@ class DecodeBlocks:
             span = int(which[-1] - which[0]) + 1
             place = which - which[0] if span <= SPARE * len(which) else np.arange(len(which))
             height = int(place[-1]) + 1  # blocks in between are computed and not looked at
-            askers = np.zeros((height, holders), np.int64)
-            left = np.full((height, holders), size)
-            askers[place], left[place] = who, lengths[who] - column * size
-            found[who, column] = base + place[:, None] * holders + np.arange(holders)
-            base += height * holders
-            bias = np.where(np.arange(size) < left[:, :, None], np.float32(0), np.float32(-np.inf))
+            askers, column_of = np.zeros((height, holders), np.int64), np.full((height, holders), -1)
+            askers[place], column_of[place] = who, column
+            at = (place[:, None] * heads + np.arange(heads))[:, None] * holders + np.arange(holders)[:, None]
+            found[who, column] = base + at
+            base += height * heads * holders
             take = slice(int(which[0]), int(which[0]) + span) if span == height else torch.from_numpy(which).to(device)
-            part = _Class(take, torch.from_numpy(askers.ravel()).to(device), torch.from_numpy(bias).to(device), holders)
+            part = _Class(take, askers, column_of, heads, device)
             self.parts.append(part)
-        found = np.where(live, found, found[:, :1])  # a row's missing blocks point at its first, with weight 0
-        self.shape = found.shape
-        self.found, self.live = torch.from_numpy(found.ravel()).to(device), torch.from_numpy(live).to(device)
-        self.dead = torch.zeros(()).where(self.live.cpu(), -torch.inf)[:, :, None].to(device)
+        self.found, self.live = found, live
+        self.merge: _Merge | None = None
+        self.see(lengths)
+
+    def fits(self, tables: np.ndarray, lengths: np.ndarray) -> bool:
+        """Whether rows of these tables and lengths hold the same blocks."""
+        columns = self.blocks.shape[1]
+        if len(lengths) != len(self.blocks) or columns != -(-int(lengths.max()) // self.size):
+            return False
+        live = np.arange(columns) * self.size < lengths[:, None]
+        return bool((np.where(live, tables[:, :columns], -1) == self.blocks).all())
+
+    def see(self, lengths: np.ndarray) -> None:
+        """The rows have these lengths now."""
+        for part in self.parts:
+            part.see(lengths, self.size)
 
     def __call__(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """q [R, N, H] over keys, values [blocks, K, size, H] -> [R, N, H]."""
         r, n, h = q.shape
-        grouped = q.view(r, keys.shape[1], -1, h)
-        if q.device.type == "cpu" and q.dtype == torch.float32:
-            both = [part.fused(grouped, keys, values) for part in self.parts]
-            logsum, out = both[0] if len(both) == 1 else (torch.cat(x) for x in zip(*both, strict=True))
-            weight = (logsum.index_select(0, self.found).view(*self.shape, n) + self.dead).softmax(1)
-        else:
-            wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-            grouped = grouped * (1.0 / math.sqrt(h))
-            three = [part.written_out(grouped, keys, values, wide) for part in self.parts]
-            top, total, out = three[0] if len(three) == 1 else (torch.cat(x) for x in zip(*three, strict=True))
-            top, total = (x.index_select(0, self.found).view(*self.shape, n) for x in (top, total))
-            weight = (top - top.amax(1, keepdim=True)).exp_() * self.live[:, :, None]
-            weight = weight / (weight * total).sum(1, keepdim=True)
-        out = out.index_select(0, self.found).view(*self.shape, n, h)
-        return (out * weight[..., None].to(out.dtype)).sum(1)
+        kv = keys.shape[1]
+        q = q.reshape(r * kv, n // kv, h)
+        both = [part.attend(q, keys, values) for part in self.parts]
+        out, logsum = both[0] if len(both) == 1 else (torch.cat(x) for x in zip(*both, strict=True))
+        if self.merge is None:
+            self.merge = _Merge(self.found, self.live, n // kv, self.device)
+        return self.merge(out.view(-1, h), logsum.view(-1)).view(r, n, h)
+
+
+class _Merge:
+    """Where the results of each row's blocks stand, and how they become one.
+
+    Args:
+        found: [R, C, K], in groups of G, of block number C of the row. live: [R, C], whether there is one.
+    """
+
+    def __init__(self, found: np.ndarray, live: np.ndarray, groups: int, device: torch.device) -> None:
+        rows, columns, kinds = found.shape
+        index = found.transpose(0, 2, 1)[:, :, None] * groups + np.arange(groups)[:, None]  # [R, K, G, C]
+        here = np.broadcast_to(live[:, None, None], index.shape)
+        self.shape = (rows, kinds * groups, columns)
+        self.all, self.index, self.here, self.begin = (
+            torch.from_numpy(x).to(device)
+            for x in (
+                np.where(here, index, 0).ravel(),
+                index[here],
+                np.flatnonzero(here),
+                np.concatenate(([0], live.sum(1).repeat(kinds * groups).cumsum()[:-1])),
+            )
+        )
+        self.dead = torch.from_numpy(np.where(live, np.float32(0), np.float32(-np.inf))[:, None]).to(device)
+
+    def __call__(self, out: Tensor, logsum: Tensor) -> Tensor:
+        """out [n, H], logsum [n] of all blocks and who asks them -> [R · N, H]."""
+        weight = logsum.index_select(0, self.all).view(self.shape).add_(self.dead).softmax(-1).view(-1)
+        weight = weight.index_select(0, self.here).to(out.dtype)
+        return embedding_bag(self.index, out, self.begin, mode="sum", per_sample_weights=weight)
 
 
 class _Class:
     """`P` blocks that are held by up to `O` rows each.
 
     Args:
-        take: the blocks. askers: [P · O], whose queries meet them. bias: [P, O, size], -inf at keys that do not exist.
+        take: the blocks. askers: [P, O], whose queries meet them. columns: [P, O], which of the asker's blocks it is,
+            -1 where nobody asks.
     """
 
-    def __init__(self, take: slice | Tensor, askers: Tensor, bias: Tensor, holders: int) -> None:
-        self.take, self.askers, self.bias, self.holders = take, askers, bias, holders
-        self.mask: Tensor | None = None
+    def __init__(
+        self, take: slice | Tensor, askers: np.ndarray, columns: np.ndarray, heads: int, device: torch.device
+    ) -> None:
+        self.take, self.rows, self.columns, self.device = take, askers, columns, device
+        self.height, self.holders = askers.shape
+        index = askers[:, None] * heads + np.arange(heads)[:, None]
+        self.askers = torch.from_numpy(index.ravel()).to(device)
 
-    def asked(self, q: Tensor) -> Tensor:
-        """q [R, K, G, H] -> [P, K, O · G, H]."""
-        _, kv, g, h = q.shape
-        asked = q.index_select(0, self.askers)
-        if self.holders == 1:
-            return asked
-        return asked.view(-1, self.holders, kv, g, h).transpose(1, 2).reshape(-1, kv, self.holders * g, h)
+    def see(self, lengths: np.ndarray, size: int) -> None:
+        """How many keys of its block each asker may see, by the rows' lengths [R]."""
+        left = np.where(self.columns < 0, 1, lengths[self.rows] - self.columns * size)
+        self.keys = min(int(left.max()), size)
+        bias = np.where(np.arange(self.keys) < left[:, :, None], np.float32(0), np.float32(-np.inf))
+        self.seen = torch.from_numpy(bias).to(self.device)
+        self.bias: Tensor | None = None
 
-    def flat(self, x: Tensor) -> Tensor:
-        """[P, K, O · G, …] -> [P · O, N, …], as rows find it."""
-        return x.unflatten(2, (self.holders, -1)).transpose(1, 2).reshape(len(self.askers), -1, *x.shape[3:])
-
-    def fused(self, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Log of the sum of exponentials [P · O, N], and the mean of values that they weigh [P · O, N, H]."""
-        if self.mask is None:
-            self.mask = self.bias.repeat_interleave(q.shape[2], 1)[:, None]
-        out, logsum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            self.asked(q), keys[self.take], values[self.take], attn_mask=self.mask
-        )
-        return self.flat(logsum), self.flat(out)
-
-    def written_out(self, q: Tensor, keys: Tensor, values: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Per (block, holder): largest score and sum of exponentials [P · O, N], weighted values [P · O, N, H]."""
-        k, v, o = keys[self.take], values[self.take], self.holders
-        b, kv, size, _ = k.shape
-        g = q.shape[2]
-        scores = (self.asked(q) @ k.transpose(-1, -2)).to(wide).view(b, kv, o, g, size) + self.bias[:, None, :, None]
-        top = scores.amax(-1, keepdim=True)
-        weights = scores.sub_(top).exp_()
-        out = weights.to(v.dtype).view(b, kv, o * g, size) @ v
-        return self.flat(top.view(b, kv, o * g)), self.flat(weights.sum(-1).view(b, kv, o * g)), self.flat(out)
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What each asker gets from its block alone: q [R · K, G, H] -> [P · K · O, G, H], and log Σ exp of its scores
+        [P · K · O, G].
+        """
+        _, g, h = q.shape
+        kv = keys.shape[1]
+        k, v = (x[self.take][:, :, : self.keys].flatten(0, 1) for x in (keys, values))
+        if self.bias is None:  # [P · K, O · G, keys]
+            self.bias = self.seen[:, None, :, None].expand(-1, kv, -1, g, -1).flatten(2, 3).flatten(0, 1).to(q.dtype)
+        asked = q.index_select(0, self.askers).view(-1, self.holders * g, h)
+        scores = torch.baddbmm(self.bias, asked, k.mT, alpha=1.0 / math.sqrt(h))
+        wide = scores if scores.dtype == torch.float64 else scores.float()
+        logs = wide.log_softmax(-1)
+        logsum = wide[..., 0] - logs[..., 0]  # the first key of a block is always seen
+        return torch.bmm(logs.exp_().to(v.dtype), v).view(-1, g, h), logsum.view(-1, g)
 
 
 class PromptGroup:

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from sekkei.engine.adapters import Route, Share
-from sekkei.model.layers import MLP, Attention, rope_tables
+from sekkei.model.layers import MLP, Attention, RMSNorm, rope_tables
 from sekkei.model.lora import LoRALinear
 from sekkei.model.transformer import Transformer
 
+LEAST_TURNS = 1024  # positions whose cos and sin are worked out at once
 TILE = 512  # tokens; [TILE, 2 · inner] of a small model fits a CPU's cache, and matmuls are as fast as with more
 Turn = tuple[Tensor, Tensor]
 """cos and signed sin of the tokens' positions, each [T, 1, H]."""
@@ -61,6 +62,7 @@ class Forward:
     def __init__(self, model: Transformer, dtype: torch.dtype | None) -> None:
         self.model, self.dtype = model, dtype
         self.layers = [_Layer(int(index), block, dtype) for index, block in model.layers.items()]
+        self.turns: Turn | None = None
 
     def hidden(self, ids: Tensor, positions: Tensor, attend: Attend, share: Share) -> Tensor:
         """Normalised hidden states of the wanted tokens.
@@ -74,7 +76,7 @@ class Forward:
         assert embed is not None
         assert norm is not None
         x = embed(ids)
-        turn = _turn(positions, self.model, self.dtype or x.dtype)
+        turn = self._turn(positions, self.dtype or x.dtype)
         tiles = [(slice(at, at + TILE), share.of(slice(at, at + TILE))) for at in range(0, len(x), TILE)]
         whole, wanted = share.of(slice(None)), attend.wanted
         for layer in self.layers[:-1]:
@@ -90,7 +92,17 @@ class Forward:
             attended = attend.ends(last.queries(x, turn, whole), k, v, last.index)
             tiles = [(slice(None), whole)]
         last.finish(x, attended.flatten(1), tiles)
-        return norm(x)
+        return normalised(x, norm)
+
+    def _turn(self, positions: Tensor, dtype: torch.dtype) -> Turn:
+        """Taken from a table of the first positions, which grows as texts do."""
+        end = int(positions.max()) + 1
+        if self.turns is None or len(self.turns[0]) < end:
+            first = torch.arange(max(LEAST_TURNS, 2 * end), device=positions.device)
+            cos, sin = (table[0, 0][:, None] for table in rope_tables(first[None], self.model.config, dtype))
+            half = cos.shape[-1] // 2
+            self.turns = cos, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        return self.turns[0].index_select(0, positions), self.turns[1].index_select(0, positions)
 
 
 class _Layer:
@@ -113,7 +125,7 @@ class _Layer:
 
     def heads(self, x: Tensor, turn: Turn, route: Route) -> tuple[Tensor, Tensor, Tensor]:
         """x [T, D] -> queries [T, N, H], keys and values [T, K, H]."""
-        found = self.qkv(self.block.attention_norm(x), route).view(len(x), -1, self.width)
+        found = self.qkv(normalised(x, self.block.attention_norm), route).view(len(x), -1, self.width)
         q, k, v = found.split([rows // self.width for rows in self.qkv.rows], dim=1)
         if self.attention.q_norm is not None and self.attention.k_norm is not None:
             return rotate(self.attention.q_norm(q), turn), rotate(self.attention.k_norm(k), turn), v
@@ -121,25 +133,25 @@ class _Layer:
         return turned[:, : q.shape[1]], turned[:, q.shape[1] :], v
 
     def keys_values(self, x: Tensor, turn: Turn, route: Route) -> tuple[Tensor, Tensor]:
-        found = self.qkv(self.block.attention_norm(x), route, slice(1, 3)).view(len(x), -1, self.width)
+        found = self.qkv(normalised(x, self.block.attention_norm), route, slice(1, 3)).view(len(x), -1, self.width)
         k, v = found.chunk(2, dim=1)
         return rotate(k if self.attention.k_norm is None else self.attention.k_norm(k), turn), v
 
     def queries(self, x: Tensor, turn: Turn, route: Route) -> Tensor:
-        q = self.qkv(self.block.attention_norm(x), route, slice(0, 1)).view(len(x), -1, self.width)
+        q = self.qkv(normalised(x, self.block.attention_norm), route, slice(0, 1)).view(len(x), -1, self.width)
         return rotate(q if self.attention.q_norm is None else self.attention.q_norm(q), turn)
 
     def finish(self, x: Tensor, attended: Tensor, tiles: Sequence[tuple[slice, Route]]) -> None:
         """What follows the attention, added to x [T, D] in place; attended: [T, N·H]."""
         for tile, route in tiles:
             part = x[tile]
-            part += self.o(attended[tile], route)
-            h = self.block.mlp_norm(part)
+            self.o.add(part, attended[tile], route)
+            h = normalised(part, self.block.mlp_norm)
             if not isinstance(self.mlp, MLP):
                 part += self.mlp(h[None])[0]
                 continue
             gate, up = self.gate_up(h, route).chunk(2, dim=-1)
-            part += self.down(silu(gate).mul_(up), route)
+            self.down.add(part, silu(gate).mul_(up), route)
 
 
 class _Product:
@@ -174,18 +186,27 @@ class _Product:
                     columns.index_add_(0, tokens, linear(linear(x[tokens], pair[0]), pair[1]).to(y.dtype))
         return y
 
+    def add(self, into: Tensor, x: Tensor, route: Route) -> None:
+        """into [T, Σ out] += this product of x [T, in]."""
+        if self.adapted or route or into.dtype != self.weight.dtype:
+            into += self(x, route)
+        else:
+            into.addmm_(x, self.weight.t())
+
+
+def normalised(x: Tensor, norm: RMSNorm) -> Tensor:
+    """norm(x) of [T, D]; on a CPU in float32 by half the operations that torch takes for it."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return norm(x)
+    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(norm.eps).rsqrt_()
+    return (x * scale).mul_(norm.weight)
+
 
 def rotate(x: Tensor, turn: Turn) -> Tensor:
     """Rotary positions of [T, heads, H], as `apply_rope` does it."""
     cos, sin = turn
     first, second = x.chunk(2, dim=-1)
     return (x * cos).addcmul_(torch.cat((second, first), dim=-1), sin)
-
-
-def _turn(positions: Tensor, model: Transformer, dtype: torch.dtype) -> Turn:
-    cos, sin = (table[0, 0][:, None] for table in rope_tables(positions[None], model.config, dtype))
-    half = cos.shape[-1] // 2
-    return cos, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
 
 
 def side_by_side(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sekkei.engine.adapters import Adapter, Share
-from sekkei.engine.cache import BlockStore, PassAttend
+from sekkei.engine.cache import BlockStore, DecodeBlocks, PassAttend
 from sekkei.engine.forward import Forward
 from sekkei.engine.request import Top
 from sekkei.engine.scheduler import Piece, Plan
@@ -39,6 +39,7 @@ class Runner:
         self.adapters: list[Adapter] = []
         self.forward = Forward(model, dtype)
         self.store = BlockStore(model.config.num_layers, blocks, size)
+        self.decode: DecodeBlocks | None = None
         self.tables = np.zeros((rows, -(-model.config.max_context // size)), np.int64)
 
     @property
@@ -57,10 +58,14 @@ class Runner:
         Returns:
             scores [pieces, V] after each piece, and by arrival the hidden states [count, D] of `scored`.
         """
-        self.store.copy(plan.copies)
+        self.store.copy(plan.copies, plan.copied)
         pieces = plan.pieces
         heads, whole = self.model.config.num_kv_heads, bool(scored)
-        attend = PassAttend(self.store, self.tables, plan.decodes, plan.prefills, self.device, heads=heads, whole=whole)
+        attend = PassAttend(
+            *(self.store, self.tables, plan.decodes, plan.prefills, self.device),
+            heads=heads, whole=whole, before=self.decode,
+        )  # fmt: skip
+        self.decode = attend.decode
         ids: list[int] = [piece.sequence.tokens[piece.start] for piece in plan.decodes]
         for piece in plan.prefills:
             ids += piece.sequence.tokens[piece.start : piece.start + piece.count]

@@ -77,13 +77,14 @@ class Plan:
     """One forward pass.
 
     decodes: pieces of one token. prefills: pieces of prompts (or of what a preempted sequence had).
-    copies: (from, to) blocks, all read before any is written, before the pass writes.
+    copies: (from, to) blocks, all read before any is written, before the pass writes; their first `copied` tokens.
     moved: sequences whose list of blocks is not what it was. forked: those that `commit` gave their lead's blocks.
     """
 
     decodes: list[Piece] = field(default_factory=list)
     prefills: list[Piece] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    copied: int = 0
     moved: list[Sequence] = field(default_factory=list)
     forked: list[Sequence] = field(default_factory=list)
     preempted: int = 0
@@ -249,6 +250,7 @@ class Scheduler:
             pool.release([old])
             sequence.blocks[first] = own
             plan.copies.append((old, own))
+            plan.copied = max(plan.copied, start % size)
         sequence.blocks.extend(pool.take() for _ in range(new))
         plan.moved.append(sequence)
         self._seal(sequence, end)
