@@ -212,6 +212,7 @@ def test_a_gguf_file_holds_the_model(change: dict, dtype: torch.dtype, tmp_path:
     kind = "qwen3" if config.qk_norm else "llama"
     fields = {name: field.contents() for name, field in reader.fields.items()}
     assert fields["general.architecture"] == kind
+    assert "tokenizer.ggml.add_bos_token" not in fields
     assert fields[f"{kind}.attention.head_count_kv"] == 2
     assert fields[f"{kind}.context_length"] == 64
     assert ("rope_freqs.weight" in {tensor.name for tensor in reader.tensors}) == (config.rope_scaling == LLAMA3)
@@ -244,6 +245,8 @@ def test_the_verbs(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture)
     opened = open_model(run_dir)
     assert len(fields["tokenizer.ggml.tokens"]) == opened.model.config.vocab_size
     assert fields["tokenizer.ggml.tokens"][fields["tokenizer.ggml.eos_token_id"]] == "<|end|>"
+    assert fields["tokenizer.ggml.tokens"][fields["tokenizer.ggml.bos_token_id"]] == "<|bos|>"
+    assert fields["tokenizer.ggml.add_bos_token"] is True
     assert "<|assistant|>" in fields["tokenizer.chat_template"]
     assert main(["export", str(run_dir), str(tmp_path / "hf"), "--dtype", "bfloat16"]) == 0
     assert main(["import", str(tmp_path / "hf"), str(tmp_path / "run")]) == 0

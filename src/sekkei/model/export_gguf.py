@@ -58,12 +58,14 @@ def save_gguf(
     template: str | None = None,
     bos_id: int | None = None,
     eos_id: int | None = None,
+    bos_first: bool = False,
     pre: str = "gpt-2",
 ) -> None:
     """Write a GGUF file, whole or not at all. Matrices keep their dtype (float32 or bfloat16), norms are float32.
 
     Args:
         state: every parameter of `Transformer(config)` by our names. tokenizer_json: None leaves the vocabulary out.
+        bos_first: whoever tokenizes a text is to put `bos_id` before it.
         pre: name of llama.cpp's pattern that is nearest to the tokenizer's.
     Raises:
         UserError: `gguf` is not installed; tensors are missing, left over or of another shape; the tokenizer is no
@@ -85,6 +87,8 @@ def save_gguf(
         _add_sizes(writer, config)
         if tokenizer_json is not None:
             _add_tokenizer(writer, json.loads(tokenizer_json), config.vocab_size, bos_id, eos_id, pre)
+            if bos_first:
+                writer.add_add_bos_token(True)
         if template is not None:
             writer.add_chat_template(template)
         bf16 = any(tensor.dtype == torch.bfloat16 for tensor in state.values())

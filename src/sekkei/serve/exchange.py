@@ -107,6 +107,7 @@ def export_gguf(run_dir: Path, out: Path, stage: str | None = None, *, dtype: to
         template=template.read_text(encoding="utf-8") if chats(run_dir, stage) and template.is_file() else None,
         bos_id=bos,
         eos_id=eos,
+        bos_first=isinstance(open_words(tokenizer), OwnWords),
     )
     return Exported(stage=stage, parameters=sum(t.numel() for t in state.values()), size=out.stat().st_size)
 
