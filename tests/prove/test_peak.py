@@ -19,6 +19,9 @@ CASES = (  # job, layout, rank
     (JOB, Layout(dp=4), 0),
     (BF16, Layout(dp=4, zero=2, weights="bf16"), 0),
     (BF16, Layout(dp=4, zero=3, weights="bf16"), 0),
+    (BF16, Layout(dp=4, zero=3, weights="bf16", recompute="full"), 0),
+    (JOB, Layout(dp=4, zero=2, recompute="full"), 0),
+    (JOB, Layout(dp=4, recompute="full"), 0),
     (JOB, Layout(tp=4, recompute="full"), 0),
     (JOB, Layout(cp=4), 0),
     (BF16, Layout(pp=4, weights="bf16"), 0),
@@ -35,6 +38,6 @@ def test_the_peak_is_the_largest_instant() -> None:
     layout = Layout(pp=2, dp=2)
     first, last = (instants(JOB, layout, rank) for rank in (0, 2))
     assert "loss" not in first
-    assert set(last) == {"loss", "block", "sums", "update"}
+    assert set(last) == {"scores", "loss", "block", "sums", "update"}
     assert rank_bytes(JOB, layout, 2) == max(last.values(), key=lambda parts: sum(parts.values()))
     assert last["sums"]["activations"] == last["update"]["activations"] == 0 < last["loss"]["activations"]

@@ -50,6 +50,7 @@ from sekkei.parallel.layout import CHUNKS, Layout
 from sekkei.parallel.tensor import cut_dim
 
 Weights = Literal["fp64", "fp32", "bf16"]
+Table = tuple[tuple[str, tuple[int, ...], int], ...]
 WEIGHT_BYTES: dict[Weights, int] = {"fp64": 8, "fp32": 4, "bf16": 2}
 
 
@@ -151,24 +152,26 @@ def _mlp(name: str, width: int, inner: int) -> dict[str, tuple[int, ...]]:
 
 def layers_here(model: ModelConfig, layout: Layout, stage: int) -> list[int]:
     """Layers of pipeline rank `stage`: its stages are pp apart."""
-    each = model.num_layers // layout.stages
-    return [layer for layer in range(model.num_layers) if layer // each % layout.pp == stage]
+    return _layers_here(model.num_layers, layout.pp, layout.stages, stage)
 
 
-def local_table(model: ModelConfig, layout: Layout, stage: int) -> tuple[tuple[str, tuple[int, ...], int], ...]:
+def _layers_here(layers: int, pp: int, stages: int, stage: int) -> list[int]:
+    each = layers // stages
+    return [layer for layer in range(layers) if layer // each % pp == stage]
+
+
+def local_table(model: ModelConfig, layout: Layout, stage: int) -> Table:
     """(name, shape, how often) on one tensor- and expert-parallel rank of pipeline rank `stage`."""
-    return _local_table(model, Layout(tp=layout.tp, pp=layout.pp, schedule=layout.schedule), layout.ep, stage)
+    return _local_table(model, layout.pp, layout.stages, layout.tp, layout.ep, stage)
 
 
 @lru_cache
-def _local_table(
-    model: ModelConfig, layout: Layout, ep: int, stage: int
-) -> tuple[tuple[str, tuple[int, ...], int], ...]:
-    found, here = [], set(layers_here(model, layout, stage))
+def _local_table(model: ModelConfig, pp: int, stages: int, tp: int, ep: int, stage: int) -> Table:
+    found, here = [], set(_layers_here(model.num_layers, pp, stages, stage))
     for name, shape, layers in parameter_table(model):
-        home = 0 if name.startswith("embed.") else layout.pp - 1
+        home = 0 if name.startswith("embed.") else pp - 1
         times = len(here.intersection(layers)) if name.startswith("layers.") else int(stage == home)
-        cut, parts = (0, ep) if is_expert(name) else (cut_dim(name), layout.tp)
+        cut, parts = (0, ep) if is_expert(name) else (cut_dim(name), tp)
         if times:
             local = tuple(size // parts if dim == cut else size for dim, size in enumerate(shape))
             found.append((name, local, times))
@@ -239,10 +242,14 @@ class Held:
 
 def held_parameters(model: ModelConfig, layout: Layout, stage: int = 0) -> Held:
     """Before ZeRO divides them; without routers' biases, which no gradient reaches."""
-    local = local_table(model, layout, stage)
+    return _held(local_table(model, layout, stage), layout.ep > 1)
+
+
+@lru_cache
+def _held(local: Table, experts: bool) -> Held:
     table = [(name, prod(shape), times) for name, shape, times in local if not name.endswith(".router.bias")]
     blocks = sum(size * times for name, size, times in table if name.startswith("layers."))
-    spread = sum(size * times for name, size, times in table if layout.ep > 1 and is_expert(name))
+    spread = sum(size * times for name, size, times in table if experts and is_expert(name))
     mlp = sum(size for name, size, _ in table if ".mlp." in name and name.startswith("layers.0."))
     experts = sum(size for name, size, _ in table if ".mlp." in name) - mlp
     rest = sum(size for name, size, _ in table if name.startswith("layers.") and ".mlp." not in name)

@@ -1,11 +1,13 @@
 """Where in a step a rank holds most, and what it holds then: the planner's peak, in closed form.
 
-    forward ──> loss ──> last block ──> … ──> first block ──> sums ──> update ──> publish
-                 │        │                                    │        │
+    scores ──> loss ──> last block ──> … ──> first block ──> sums ──> update ──> publish
+    │           │        │                                    │        │
     all activations,     one block's temporaries,   a bucket's copies  gradients in the masters' dtype
     a chunk of logits    all activations            no activations
 
-Each instant is counted whole: `loss` (the backward pass of the logits), `block` (that of the last block's MLP), `sums`
+Each instant is counted whole: `scores` and `loss` (forward and backward pass of the logits; until the forward pass
+ends, autocast keeps its copies of all weights, also those of blocks that are recomputed), `block` (the backward pass of
+the last block's MLP), `next` (that of the block before, recomputed under stage 3), `sums`
 (gradients of the last bucket go to their ranks), `update` (moments and masters are written) and `publish` (weights go
 to the other ranks). The largest is the peak; its parts are what is told. Gradients of the micro-batch before are there,
 as if there always were one, and so are the moments.
@@ -18,14 +20,17 @@ Shapes: as in memory.py.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import Literal
 
 from sekkei.model.flops import cast_weights, saved_by_mlp
 from sekkei.model.logprobs import CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS, KEEP_ELEMENTS
+from sekkei.parallel.experts import is_expert
 from sekkei.parallel.layout import Layout
 from sekkei.parallel.memory import (
     Job,
+    Table,
     held_layers,
     held_parameters,
     hidden_bytes,
@@ -55,7 +60,7 @@ def activation_bytes(job: Job, layout: Layout, stage: int = 0) -> dict[str, int]
 
     Returns:
         activations: of blocks. inputs: of these, what `full` keeps from the forward pass. end: of the last norm, and
-        what the head reads. casts: of weights that autocast narrows.
+        what the head reads. casts: of weights that autocast narrows. once: the same in one forward pass.
     """
     model, s, tp = job.model, job.compute, layout.tp
     d, h, here = model.hidden_size, model.head_size, layers_here(model, layout, stage)
@@ -66,13 +71,14 @@ def activation_bytes(job: Job, layout: Layout, stage: int = 0) -> dict[str, int]
     cut = s * a + s * (a + 2 * c) + (2 * wide * (a + c) if model.qk_norm else 0)
     counted = s * (2 if s < wide else 1) * d  # inputs of the MLP in `saved_by_mlp`
     projected = s * (5 if casting else 2) * d
-    mlps = [saved_by_mlp(model, i, s) - counted for i in here]
+    kinds = [(min(group), len(group)) for group in _kinds(here, model.dense_layers) if group]  # a layer of it, how many
+    mlps = [saved_by_mlp(model, i, s) - counted for i, _ in kinds]
     each = [(cut + mlp) // tp + 4 * wide * d // sequence + projected for mlp in mlps]
     scores = wide * model.num_heads // tp + (s * job.context if layout.cp == 1 else 0)
     tokens, layers, last = micro_tokens(job, layout), held_layers(job, layout, stage), stage == layout.pp - 1
     if layout.cp > 1:
         each = [size + s * a // tp for size in each]  # what attention gives, before and after it is laid out anew
-    held = layers * sum(each) // len(here)
+    held = layers * sum(size * count for size, (_, count) in zip(each, kinds, strict=True)) // len(here)
     inputs = layers * stream * d // sequence + (job.context if layout.cp == 1 else 0)  # and one mask, of truth values
     blocks = {
         "none": held + layers * scores,
@@ -80,15 +86,23 @@ def activation_bytes(job: Job, layout: Layout, stage: int = 0) -> dict[str, int]
         "full": max(each) + scores + inputs - (stream * d // sequence if casting else 0),  # its input is one of them
     }[layout.recompute]
     end = 2 * wide * d // sequence + stream * d if last else 0
-    matrices = layers * sum(cast_weights(model, i, layout.ep) for i in here) // len(here)
-    if layout.recompute == "full":
-        matrices = max(cast_weights(model, i, layout.ep) for i in here)
+    cast = [cast_weights(model, i, layout.ep) for i, _ in kinds]
+    whole = sum(size * count for size, (_, count) in zip(cast, kinds, strict=True))
+    matrices = max(cast) if layout.recompute == "full" else layers * whole // len(here)
+    once = s * whole // tp if casting else 0
     casts = s * matrices // tp if casting else 0  # autograd keeps each forward pass's own
-    return {"activations": tokens * blocks, "inputs": tokens * inputs, "end": tokens * end, "casts": casts}
+    parts = {"activations": tokens * blocks, "inputs": tokens * inputs, "end": tokens * end}
+    return {**parts, "casts": casts, "once": once}
 
 
-def logit_bytes(job: Job, layout: Layout, device: Device) -> int:
-    """The head's backward pass: kept logits, a chunk's copies, and gradients of hidden states and of the head.
+def _kinds(here: list[int], dense: int) -> tuple[list[int], list[int]]:
+    """Layers with an MLP, and those with experts."""
+    return [i for i in here if i < dense], [i for i in here if i >= dense]
+
+
+def logit_bytes(job: Job, layout: Layout, device: Device) -> tuple[int, int]:
+    """The head's forward and backward pass: kept logits, a chunk's copies; and gradients of hidden states and of the
+    head.
 
     Scored in chunks, and kept whole only where they are few (model/logprobs.py, vocab.py).
     """
@@ -100,11 +114,12 @@ def logit_bytes(job: Job, layout: Layout, device: Device) -> int:
     kept = s * logits if logits <= KEEP_ELEMENTS else 0
     casts = s * d * (tokens + rows) if s < w else 0
     gradients = w * d * tokens + (wide if layout.tp > 1 else w) * d * rows
-    return kept + copies * wide * chunk + (s * chunk if s < wide else 0) + casts + gradients
+    forward = kept + copies * wide * chunk + casts + (0 if kept else s * chunk) + w * d * tokens  # the norm's result
+    return forward, kept + copies * wide * chunk + (s * chunk if s < wide else 0) + casts + gradients
 
 
 def instants(job: Job, layout: Layout, rank: int = 0, device: Device = "cuda") -> dict[str, dict[str, int]]:
-    """Components of a rank's bytes (`PARTS`) at the instants; `loss` on a pipeline's last rank only.
+    """Components of a rank's bytes (`PARTS`) at the instants; `scores` and `loss` on a pipeline's last rank only.
 
     Raises:
         ConfigError: the layout does not divide the model or the batch.
@@ -122,7 +137,7 @@ def instants(job: Job, layout: Layout, rank: int = 0, device: Device = "cuda") -
 
 
 def _backward(job: Job, layout: Layout, stage: int, reduced: int, device: Device) -> dict[str, dict[str, int]]:
-    """`loss` and `block`: what is there beside parameters, masters and moments.
+    """`scores`, `loss`, `block` and `next`: what is there beside parameters, masters and moments.
 
     Gradients of the passes before are whole with zero 0 and 1, and reduced with 2 and 3. With 3 the root stays
     gathered, and so does one block, or two while the next one is fetched; the head's and a block's gradients are whole.
@@ -148,16 +163,31 @@ def _backward(job: Job, layout: Layout, stage: int, reduced: int, device: Device
         "gathered": gathered[1],
         "buckets": _passing(job, layout),
     }
+    found_at = {"block": block}
+    if layout.zero == 3 and again and len(layers_here(model, layout, stage)) > 1:
+        # `fully_shard` keeps what it sums of a block until the next block's sums, and that one begins with down_proj
+        head = model.vocab_size // layout.tp if last else 0
+        begun = w * model.hidden_size * (model.intermediate_size // layout.tp + head)
+        inputs = tokens * w * model.hidden_size // (layout.tp if layout.sequence_parallel else 1)
+        sums = job.wide if layout.reduce == "fp32" else w
+        found_at["next"] = {
+            **block,
+            "grads": grads + begun,
+            "activations": block["activations"] - inputs,
+            "buckets": block["buckets"] + sums * held.largest,
+        }
     if not last:
-        return {"block": block}
+        return found_at
+    forward, backward = logit_bytes(job, layout, device)
     loss = {
         "grads": grads,
         "activations": (found["inputs"] if again else found["activations"]) + found["end"],
         "casts": 0 if again else found["casts"],
-        "logits": logit_bytes(job, layout, device),
+        "logits": backward,
         "gathered": gathered[0],
     }
-    return {"loss": loss, "block": block}
+    scores = {**loss, "casts": max(found["once"], loss["casts"]), "logits": forward}
+    return {"scores": scores, "loss": loss, **found_at}
 
 
 def _afterwards(job: Job, layout: Layout, stage: int, state: dict[str, int]) -> dict[str, dict[str, int]]:
@@ -187,12 +217,15 @@ def _afterwards(job: Job, layout: Layout, stage: int, state: dict[str, int]) -> 
             "update": {"grads": wide * n},
         }
     row = sums * bucket // ranks
+    early = n > BUCKET_ELEMENTS and layout.zero == 2  # in a block's backward pass: its gradient, norm and first casts
+    first = micro_tokens(job, layout) * job.model.hidden_size * (w + 2 * max(4, job.compute) + job.compute)
     whole = w * n if layout.zero == 1 else 0
     published = w * bucket * (ranks + 1) // ranks
     return {
         "sums": {
             "grads": whole + (beside if layout.zero == 1 else sums * own + w * bucket),
             "buckets": 2 * w * bucket + copy + row,
+            "activations": first if early else 0,
         },
         "update": {"grads": whole + (wide * own if w < wide or layout.zero == 2 else 0)},
         "publish": {"grads": whole, "buckets": published},
@@ -226,10 +259,33 @@ def _passing(job: Job, layout: Layout) -> int:
 
 
 def _bucket(job: Job, layout: Layout, stage: int) -> int:
-    """Elements of the largest bucket of zero 0 to 2."""
-    held = held_parameters(job.model, layout, stage)
-    largest = max(prod(shape) for _, shape, _ in local_table(job.model, layout, stage))
-    return max(largest, min(BUCKET_ELEMENTS, held.root + held.blocks))
+    """Elements of the largest bucket of zero 0 to 2; spread experts have buckets of their own."""
+    table = local_table(job.model, layout, stage)
+    if layout.ep == 1:
+        return _largest_bucket(table)
+    parts = (tuple(row for row in table if is_expert(row[0]) is spread) for spread in (False, True))
+    return max(_largest_bucket(part) for part in parts)
+
+
+@lru_cache
+def _largest_bucket(table: Table) -> int:
+    """Filled as zero.py fills them: head first, then layers from the last one on, embedding last."""
+    rows = [(name, prod(shape), times) for name, shape, times in table if not name.endswith(".router.bias")]
+    layers = max((times for name, _, times in rows if name.startswith("layers.")), default=0)
+    order = [size for name, size, _ in reversed(rows) if not name.startswith(("layers.", "embed."))]
+    for above in range(layers):  # those with experts are above those without
+        order += [size for name, size, times in reversed(rows) if _is_here(name, times, above, layers)]
+    order += [size for name, size, _ in rows if name.startswith("embed.")]
+    largest = bucket = 0
+    for size in order:
+        bucket = size if bucket and bucket + size > BUCKET_ELEMENTS else bucket + size
+        largest = max(largest, bucket)
+    return largest
+
+
+def _is_here(name: str, times: int, above: int, layers: int) -> bool:
+    """Whether the layer that has `above` others of this rank above it holds the parameter."""
+    return name.startswith("layers.") and (above >= layers - times if name.startswith("layers.0.") else above < times)
 
 
 def rank_bytes(job: Job, layout: Layout, rank: int = 0, device: Device = "cuda") -> dict[str, int]:
@@ -241,11 +297,11 @@ def rank_bytes(job: Job, layout: Layout, rank: int = 0, device: Device = "cuda")
     return max(instants(job, layout, rank, device).values(), key=lambda parts: sum(parts.values()))
 
 
-def heaviest_rank(job: Job, layout: Layout) -> int:
-    """The first rank of the first pipeline stage, or of the last: which one holds more.
+def heaviest_rank(job: Job, layout: Layout) -> tuple[int, dict[str, int]]:
+    """The first rank of the first pipeline stage, or of the last, whichever holds more; and its bytes.
 
     Raises:
         ConfigError: as `rank_bytes`.
     """
-    ends = {0, layout.world - layout.world // layout.pp}
-    return max(sorted(ends), key=lambda rank: sum(rank_bytes(job, layout, rank).values()))
+    ends = sorted({0, layout.world - layout.world // layout.pp})
+    return max(((rank, rank_bytes(job, layout, rank)) for rank in ends), key=lambda end: sum(end[1].values()))

@@ -24,7 +24,7 @@ from sekkei.core.hardware import GIB
 from sekkei.parallel.cost import Cluster, step_flops, step_seconds
 from sekkei.parallel.layout import Layout, Recompute, Schedule
 from sekkei.parallel.memory import Job, Weights
-from sekkei.parallel.peak import heaviest_rank, rank_bytes
+from sekkei.parallel.peak import heaviest_rank
 
 SCHEDULES: tuple[Schedule, ...] = ("1f1b", "interleaved", "zero_bubble")
 RECOMPUTES: tuple[Recompute, ...] = ("none", "full")
@@ -105,8 +105,8 @@ def price(job: Job, layout: Layout, cluster: Cluster) -> Plan:
     if layout.world != cluster.gpus:
         product = f"pp·dp·cp·tp = {layout.pp}·{layout.dp}·{layout.cp}·{layout.tp} = {layout.world}"
         raise ConfigError("layout", f"{product}, and --gpus={cluster.gpus}")
-    rank = heaviest_rank(job, layout)
-    return Plan(job, layout, cluster, rank, rank_bytes(job, layout, rank), step_seconds(job, layout, cluster))
+    rank, held = heaviest_rank(job, layout)
+    return Plan(job, layout, cluster, rank, held, step_seconds(job, layout, cluster))
 
 
 def search(job: Job, cluster: Cluster) -> Found:
