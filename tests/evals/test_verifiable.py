@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from sekkei.core.errors import UserError
+from sekkei.evals import maths
 from sekkei.evals.choice import Choice, evaluate_choices, read_choices, share_right
 from sekkei.evals.maths import Problem, equivalent, evaluate_maths, read_problems
 from sekkei.llm import LLM, LLMError, Settings
@@ -53,6 +55,16 @@ def test_multiple_choice_counts_and_norms_by_bytes() -> None:
 def test_answers_are_compared_by_value(gold: str, answer: str, same: bool) -> None:
     pytest.importorskip("math_verify")
     assert equivalent(gold, answer) is same
+
+
+def test_an_answer_that_cannot_be_worked_out_is_wrong_and_holds_up_nothing() -> None:
+    pytest.importorskip("math_verify", reason="math-verify is not installed")
+    assert equivalent("1 + x", "x + 1")
+    before = maths._VERIFIER._process
+    assert before is not None
+    assert not equivalent("72", "9^{9^{9}}")  # 370 million digits
+    assert before.poll() == -signal.SIGXCPU, "nothing but the kernel ends this"
+    assert equivalent("1 + x", "x + 1"), "the next comparison works"
 
 
 def test_maths_counts_samples_votes_and_silence() -> None:

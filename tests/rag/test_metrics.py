@@ -27,6 +27,7 @@ def test_a_query_without_ranking_counts_and_one_without_relevant_does_not() -> N
     assert found == {"queries": 2, "ndcg@10": 0.5, "recall@1": 0.5, "mrr": 0.5}
 
 
+@pytest.mark.timeout(1800)  # ranx compiles itself at first use: half a minute of a core, minutes beside other work
 def test_equal_to_ranx_on_random_rankings() -> None:
     ranx = pytest.importorskip("ranx", reason="the peer is test-only")
     generator = np.random.default_rng(0)

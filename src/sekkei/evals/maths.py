@@ -7,13 +7,22 @@
     unanswered   samples that commit to no answer: they are wrong, and shown apart
 
 Two answers are equal if `tools.answers` finds them equal (exact numbers and fractions), or if `math-verify` does where
-it is installed (algebra, sets, intervals; extra `eval`). Replies are read in the forms that tools/answers.py lists.
+it is installed (algebra, sets, intervals; extra `eval`), within a time limit. Replies are read in the forms that
+tools/answers.py lists.
 
 What it does not handle: proofs, answers that need units converted, the worked steps (only the outcome counts).
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +39,8 @@ from sekkei.tools.statistics import majority, pass_at_k
 
 PROMPT = "{question}\n\nThink step by step, then end with a line: answer: NUMBER"
 VERIFY_CHARACTERS = 200  # longer "answers" are prose, and parsing them is slow
+VERIFY_SECONDS = 5  # of processor time for one comparison; usual ones take hundredths of a second
+VERIFY_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +71,75 @@ def equivalent(gold: str, answer: str) -> bool:
     """Whether two final answers have the same value. `math-verify` is asked where exact comparison says no."""
     if same_answer(gold, answer):
         return True
-    try:
-        from math_verify import parse, verify
-    except ImportError:
+    if max(len(gold), len(answer)) > VERIFY_CHARACTERS or importlib.util.find_spec("math_verify") is None:
         return False
-    if max(len(gold), len(answer)) > VERIFY_CHARACTERS:
-        return False
-    # Its own time limits use SIGALRM, which only the main thread has; the length limit above stands in for them.
-    parsed = [parse(f"${text}$", parsing_timeout=None) for text in (gold, answer)]
-    return bool(parsed[0] and parsed[1] and verify(parsed[0], parsed[1], timeout_seconds=None))
+    return _VERIFIER.same(gold, answer)
+
+
+class _Verifier:
+    """math-verify in a process of its own, with limits of processor time and memory.
+
+    A tower of powers ("9^{9^{9}}") is worked out by one call in C that no Python code interrupts, so the kernel has to
+    end it, and the process with it. The process stays for the next comparison, and ends with this one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._owner = 0  # a forked rank must not write into its parent's pipe
+
+    def same(self, gold: str, answer: str) -> bool:
+        """Whether both have one value; False where finding out takes more than VERIFY_SECONDS or VERIFY_BYTES."""
+        with self._lock:
+            process = self._process
+            if process is None or self._owner != os.getpid() or process.poll() is not None:
+                process = self._started()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps([gold, answer]) + "\n")
+            process.stdin.flush()
+            said = process.stdout.readline().strip()
+            if not said:  # ended at a limit
+                process.communicate()
+                self._process = None
+            return said == "true"
+
+    def _started(self) -> subprocess.Popen[str]:
+        code = "from sekkei.evals.maths import compare_lines; compare_lines()"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        if process.stdout.readline().strip() != "ready":
+            raise UserError(f"math-verify cannot be started; see {Path(sys.executable).name} -c '{code}'")
+        self._process, self._owner = process, os.getpid()
+        return process
+
+
+_VERIFIER = _Verifier()
+
+
+def compare_lines() -> None:
+    """The other side of `_Verifier`: pairs of answers on standard input, a line "true" or "false" for each."""
+    import logging
+    import resource
+
+    from math_verify import parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off
+    resource.setrlimit(resource.RLIMIT_AS, (VERIFY_BYTES, VERIFY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        until = math.ceil(time.process_time()) + VERIFY_SECONDS
+        resource.setrlimit(resource.RLIMIT_CPU, (until, resource.RLIM_INFINITY))
+        try:
+            first, second = (parse(f"${text}$", parsing_timeout=None) for text in json.loads(line))
+            same = bool(first and second and verify(first, second, timeout_seconds=None))
+        except (ArithmeticError, MemoryError, RecursionError, ValueError):
+            same = False
+        print("true" if same else "false", flush=True)
 
 
 def evaluate_maths(
