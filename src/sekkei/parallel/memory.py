@@ -22,9 +22,11 @@ Exact in all stages; stage 3 with bf16 weights keeps fp32 shards that are gather
 A pipeline rank has its own layers, the first one the embedding too, the last one norm, head and logits; it keeps the
 activations of as many micro-batches as its schedule lets in before the first one comes back:
 
-    gpipe m      1f1b min(m, pp - rank)      interleaved, zero_bubble min(2 m, 3 pp - 2 rank - 1) of its two stages
+    gpipe m      1f1b min(m, pp - rank)      of its two stages: interleaved min(2 m, 3 pp - 2 rank - 1)
+                                                                zero_bubble min(2 m, 2 pp)
 
-(Narayanan et al. 2021, section 2.2; zero_bubble holds inputs of postponed weight gradients on top, not counted.)
+(Narayanan et al. 2021, section 2.2. zero_bubble begins with pp - rank - 1 forward passes less and puts `rank` weight
+gradients off, until when it keeps the activations: Qi et al. 2023, ZB-H1.)
 
 Experts: a rank has E / ep of each layer, N is dp · cp / ep for them, and its rows are taken as its share, as if loads
 were balanced. Routers' biases lie whole and wide on every rank, without gradients.
@@ -223,6 +225,8 @@ def held_layers(job: Job, layout: Layout, stage: int) -> int:
     layers, passes = job.model.num_layers, job.passes(layout)
     if layout.pp == 1:
         return layers
+    if layout.schedule == "zero_bubble":
+        return min(2 * passes, 2 * layout.pp) * layers // layout.stages
     if CHUNKS[layout.schedule] == 2:
         return min(2 * passes, 3 * layout.pp - 2 * stage - 1) * layers // layout.stages
     return (passes if layout.schedule == "gpipe" else min(passes, layout.pp - stage)) * layers // layout.pp

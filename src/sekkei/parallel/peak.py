@@ -79,6 +79,9 @@ def activation_bytes(job: Job, layout: Layout, stage: int = 0) -> dict[str, int]
     if layout.cp > 1:
         each = [size + s * a // tp for size in each]  # what attention gives, before and after it is laid out anew
     held = layers * sum(size * count for size, (_, count) in zip(each, kinds, strict=True)) // len(here)
+    if layout.pp > 1 and layout.schedule == "zero_bubble":  # projections' gradients, which their weights' wait for
+        put_off = (stage + 1) * model.num_layers // layout.stages
+        held += put_off * s * ((a + 2 * c + 2 * model.intermediate_size) // tp + 2 * d)
     inputs = layers * stream * d // sequence + (job.context if layout.cp == 1 else 0)  # and one mask, of truth values
     blocks = {
         "none": held + layers * scores,
