@@ -184,6 +184,8 @@ def measure(
             found.append(from_json(json.loads(part.read_text(encoding="utf-8"))))
             continue
         outcome = _run(task, subject, config, console)
+        if subject.local is not None and subject.local.run_dir is not None and task.name not in GENERATED:
+            console.say(f"{task.name}: looking for its items in the training data, all of which is read")
         outcome = with_overlap(outcome, subject)
         if part is not None:
             atomic.write_json(part, outcome.as_json())
