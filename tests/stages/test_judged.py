@@ -141,7 +141,7 @@ def test_a_model_of_the_same_run_judges(copy: Path, call: Call, tmp_path: Path) 
     """One this small writes no JSON: none of its replies can be read, and no answer that ended has a score."""
     (tmp_path / "short.yaml").write_text(SHORT)
     judge = f"{{by: '#sft', rubric: {tmp_path}/short.yaml, max_tokens: 8}}"
-    own = f"tune.own={{start: grpo, judge: {judge}, grpo: {{{SETTINGS}}}}}"
+    own = f"tune.own={{start: sft, judge: {judge}, grpo: {{{SETTINGS}}}}}"
     code, shown = call("run", "smoke", own, "--run-dir", copy, "--only", "own")
     log = steps(copy, "own")
     if code:
