@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from sekkei.evals.bits import ScoreBatch, domain_bits, position_bits
 from sekkei.evals.reasoning import ChainExam, held_out_problems
 from sekkei.model.config import RopeScaling
 from sekkei.model.transformer import Transformer
+from sekkei.parallel.layout import Mesh
 from sekkei.parallel.ops import LocalOps
 from sekkei.recipes.recipe import IMPORTED, Recipe
 from sekkei.stages.corpus import read_facts, splits_of
 from sekkei.stages.model_artifact import load_model
 from sekkei.stages.pretrain import initial_model
 from sekkei.stages.run import Figures, Run
+from sekkei.stages.training import place, step_of
 from sekkei.text.tokenizer import Tokenizer
 from sekkei.train.step import PlainStep
 
@@ -48,7 +51,7 @@ class BitsStage:
     before: str | None
     rescaled: RopeScaling | None
     version: int = 2
-    together: bool = False
+    together: bool = True
 
     @property
     def name(self) -> str:
@@ -195,7 +198,15 @@ def asked_by(key: str) -> Iterator[None]:
 
 
 def scorer(run: Run, model: Transformer) -> ScoreBatch:
-    """Log-probabilities of a batch's labels, in the evaluation's own precision (float32)."""
+    """Log-probabilities of a batch's labels, in the evaluation's own precision (float32); under a layout each rank
+    keeps its part of the model, and all take part.
+    """
+    if run.mesh is not None:
+        layout = run.mesh.layout
+        wide = layout.weights == "fp32"
+        mesh = run.mesh if wide else Mesh(replace(layout, weights="fp32", reduce="fp32"), run.device.type)
+        placed = step_of({"policy": place(model.to(run.device), mesh)}, mesh, run.device, None)
+        return partial(placed.score, "policy", wants=frozenset({"logprobs"}), temperature=1.0)
     step = PlainStep({"policy": model.to(run.device)}, LocalOps(), run.device, None)
 
     def score(batch: Batch) -> Any:
