@@ -86,8 +86,7 @@ def command(
     scorer = _reward(choose_by) if choose_by else None
     options |= {"choose_by": "reward" if scorer else choose_by, "shots": 4 if pool and shots is None else shots}
     config = from_mapping(StrategyConfig, {k: value for k, value in options.items() if value is not None}, "solve")
-    if trace is not None and trace.suffix not in (".html", ".json"):
-        raise UserError(f"trace: {trace} must end in .html (the tree, drawn) or .json (everything)")
+    check_trace(trace)
     with _open(model, exact, budget) as llm:
         kind = kind_of(question)
         chosen = build(config, llm.capabilities, question, pool, kind, scorer, _similarity(similarity))
@@ -114,6 +113,16 @@ def check_used(options: Mapping[str, Any]) -> None:
     about = [key for key in ABOUT_EXAMPLES if options[key] is not None]
     if about and options["examples"] is None:
         raise ConfigError(about[0], "is about examples, and there are none; name a file with --examples FILE")
+
+
+def check_trace(path: Path | None) -> None:
+    """Refuse a trace of an unknown form before anything is asked.
+
+    Raises:
+        UserError
+    """
+    if path is not None and path.suffix not in (".html", ".json"):
+        raise UserError(f"trace: {path} must end in .html (the tree, drawn) or .json (everything)")
 
 
 def _similarity(name: str | None) -> Similarity:
