@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ BASE_GIB = 0.9  # the process with its libraries, and the corpus in memory
 MOST_MEASURED = 5e8  # parameters: a larger model is not built for a trial
 TRIAL_TOKENS = 2048  # of a timed micro-batch
 TRIALS = 4  # of which the first warms up
-WRITING_TRIALS = 3  # of 256 answers, as many as a step of laptop's GRPO has
+WRITING_TRIALS = 2  # of 256 answers, as many as a step of laptop's GRPO has
 WRITTEN = ANSWER_TOKENS * 2 // 3  # tokens of an answer; the rest is the prompt
 UTILISATION = 0.3  # of the measured matmul speed, where no trial was made
 
@@ -70,7 +71,7 @@ def plan(recipe: Recipe) -> str:
         )
     answers = _answers(recipe)
     for name, tokens in answers.items():
-        seconds[name] = tokens / trial.written_per_second()
+        seconds[name] = tokens / trial.written_per_second
         lines.append(f"{name:<20} {tokens:>12,} tokens written {'':>25} about {words.duration(seconds[name])}")
     lines += [
         f"in all       {sum(tokens for tokens, _, _ in work.values()):,} tokens trained on, "
@@ -126,6 +127,7 @@ class _Trial:
             best = min(best, time.perf_counter() - began)
         return rows * context * flops_per_token(self.config, context) / best
 
+    @cached_property
     def written_per_second(self) -> float:
         """Tokens of a batch of answers, prompts included."""
         if self.model is None:  # one token of each answer at a time: memory-bound, about a tenth of training's speed
