@@ -50,7 +50,7 @@ def command(
     shots: Annotated[int | None, typer.Option(help="examples to show [default: 4]")] = None,
     select: Annotated[str | None, typer.Option(help="examples: random, nearest [default] or diverse")] = None,
     order: Annotated[str | None, typer.Option(help="examples: best_last [default], best_first, shuffled")] = None,
-    similarity: Annotated[str | None, typer.Option(help="bm25 [default], minilm, hash or https://HOST/v1#MODEL")] = None,
+    similarity: Annotated[str | None, typer.Option(help="bm25 [default], minilm, hash, https://HOST/v1#MODEL")] = None,
     balance: Annotated[bool, typer.Option("--balance", help="as many examples of each label")] = False,
     temperature: Annotated[float, typer.Option(help="of what is sampled")] = 0.7,
     max_tokens: Annotated[int, typer.Option(help="of one reply")] = 512,
