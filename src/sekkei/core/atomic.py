@@ -27,9 +27,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{path}: the disk is full; free some space or choose another --run-dir") from None
+            raise UserError(f"{path}: the disk is full; free some space or choose another --run-dir or --out") from None
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(f"{path}: no permission to write; choose another --run-dir") from None
+            raise UserError(f"{path}: no permission to write; choose another --run-dir or --out") from None
         raise
 
 
