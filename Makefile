@@ -7,7 +7,7 @@ ARGS   ?=
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint format clean
+.PHONY: help run test test-slow test-gpu lint format clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ test: lint  ## lint, types and the test suite (without the slow tests)
 
 test-slow: .venv/.ready-dev  ## the slow tests only
 	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600 $(ARGS)
+
+test-gpu: .venv/.ready-dev  ## the tests that need a GPU (its torch goes into .venv by hand: the pinned one is the CPU's)
+	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
 lint: .venv/.ready-dev  ## ruff and mypy
 	$(BIN)/ruff check .
