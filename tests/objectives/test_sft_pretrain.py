@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -122,6 +123,25 @@ def test_pretraining_reads_rows_in_order_whatever_the_micro_batch() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, whole, strict=True))
     distinct = {tuple(row.tolist()) for row in whole[:20]}
     assert len(distinct) == 20
+
+
+def test_rows_are_read_ahead_and_a_failure_is_not_lost() -> None:
+    source = loader()
+    objective, read, direct = Pretrain(source, 10, 4), [], source.batch
+
+    def watched(first: int, count: int) -> Batch:
+        read.append((first, count, threading.current_thread() is threading.main_thread()))
+        if first >= 20:
+            raise OSError("the disk went away")
+        return direct(first, count)
+
+    source.batch = watched  # type: ignore[method-assign]
+    objective.next_step(CTX)
+    objective.next_step(CTX)
+    assert [entry[:2] for entry in read[:6]] == [(0, 4), (4, 4), (8, 2), (10, 4), (14, 4), (18, 2)]
+    assert [entry[2] for entry in read[:6]] == [True] * 3 + [False] * 3
+    with pytest.raises(OSError, match="the disk went away"):
+        objective.next_step(CTX)
 
 
 def test_a_checkpoint_of_other_rows_is_refused() -> None:

@@ -14,6 +14,8 @@ of other data. Ranks take disjoint rows of a step (train/deal.py), so the union 
 
 from __future__ import annotations
 
+import bisect
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,6 +51,7 @@ class DomainRows:
         self.document, self.start, self.length = self.document[keep], self.start[keep], self.length[keep]
         self.first_row: list[int] = [0]  # of each epoch
         self.epochs: list[list[np.ndarray]] = []
+        self._lock = threading.Lock()  # rows may be read ahead while others ask where they stand
 
     def row(self, index: int) -> list[Sample]:
         """Samples of the domain's row `index`, counted over all epochs."""
@@ -80,9 +83,10 @@ class DomainRows:
 
     def _pieces(self, index: int) -> tuple[int, np.ndarray]:
         """(epoch, pieces) of row `index`."""
-        while index >= self.first_row[-1]:
-            self._next_epoch()
-        epoch = int(np.searchsorted(self.first_row, index, side="right")) - 1
+        with self._lock:
+            while index >= self.first_row[-1]:
+                self._next_epoch()
+            epoch = bisect.bisect_right(self.first_row, index) - 1
         return epoch, self.epochs[epoch][index - self.first_row[epoch]]
 
     def _next_epoch(self) -> None:
@@ -183,6 +187,11 @@ class MixtureLoader:
             counts = np.bincount(choice, minlength=len(names)).tolist()
             within(choice, [d.limit(total) if s > 0 else n for d, s, n in zip(self.domains, shares[1], counts)])
         return choice
+
+    @property
+    def total_rows(self) -> int:
+        """Rows that the whole stage will read."""
+        return len(self.choice)
 
     def state(self, row: int) -> dict[str, Any]:
         """Everything that a resume before global row `row` needs, and says of itself; plain data."""

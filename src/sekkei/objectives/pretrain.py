@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,7 +97,7 @@ class TokenLoss:
 
 
 class Pretrain:
-    """Reads rows from a mixture.
+    """Reads rows from a mixture; a thread lays out the next step's while this one is computed.
 
     Args:
         rows_per_step: rows of the global batch. micro_rows: rows per forward pass.
@@ -107,14 +108,21 @@ class Pretrain:
     def __init__(self, loader: MixtureLoader, rows_per_step: int, micro_rows: int) -> None:
         self.loader, self.rows_per_step, self.micro_rows = loader, rows_per_step, micro_rows
         self.next_row = 0
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="rows")
+        self._ahead: tuple[int, Future[list[Batch]]] | None = None  # the row it begins with
 
     def next_step(self, ctx: Context) -> list[Update]:
-        batches = []
-        for start in range(0, self.rows_per_step, self.micro_rows):
-            count = min(self.micro_rows, self.rows_per_step - start)
-            batches.append(self.loader.batch(self.next_row + start, count))
-        self.next_row += self.rows_per_step
+        row, ahead = self.next_row, self._ahead
+        there = ahead is not None and ahead[0] == row  # not before the first step, or after a resume
+        batches = ahead[1].result() if ahead and there else self._read(row)
+        self.next_row = following = row + self.rows_per_step
+        if following + self.rows_per_step <= self.loader.total_rows:
+            self._ahead = following, self._reader.submit(self._read, following)
         return [Update("policy", batches, TokenLoss())]
+
+    def _read(self, row: int) -> list[Batch]:
+        counts = [min(self.micro_rows, self.rows_per_step - at) for at in range(0, self.rows_per_step, self.micro_rows)]
+        return [self.loader.batch(row + i * self.micro_rows, count) for i, count in enumerate(counts)]
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Nothing to control."""
