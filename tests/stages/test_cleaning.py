@@ -164,6 +164,16 @@ def test_what_is_left_is_the_output_of_data_clean(tmp_path: Path) -> None:
     assert [block["block"] for block in summary["blocks"]][:2] == ["extract", "language"]
 
 
+def test_a_kill_between_cleaning_and_the_record_changes_nothing(tmp_path: Path) -> None:
+    """The stage begins anew over what stands there whole."""
+    pages = {name: data for name, (data, _) in LABELLED.items()}
+    _, _, figures = cleaned(tmp_path, pages)
+    before = atomic.sha256(tmp_path / "out" / "cleaned")
+    again = clean_pages(CleanConfig(), tmp_path / "pages", tmp_path / "out", Console(silent=True))
+    assert again == figures
+    assert atomic.sha256(tmp_path / "out" / "cleaned") == before
+
+
 def test_a_changed_page_has_another_digest(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.html").write_bytes(b"a")

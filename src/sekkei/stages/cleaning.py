@@ -55,7 +55,7 @@ def clean_pages(config: CleanConfig, pages: Path, out: Path, console: Console) -
         shutil.rmtree(out / WORK)
         raise UserError(_all_dropped(blocks))
     for block in blocks:
-        del block["seconds"]  # the same pages leave the same bytes
+        block.pop("seconds", None)  # the same pages leave the same bytes; gone already if a kill came after this
     atomic.write_json(out / CLEANED / SUMMARY, {**summary, "input": pages.name})
     (out / CLEANED / ".lock").unlink(missing_ok=True)
     shutil.rmtree(out / WORK)
