@@ -51,7 +51,7 @@ def prompt_of(rng: random.Random) -> tuple[int, ...]:
     return (*base[: rng.choice([1, 3, 8, 16, 25, 30])], *end)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**16),
     block_size=st.sampled_from([1, 3, 8]),
@@ -59,15 +59,24 @@ def prompt_of(rng: random.Random) -> tuple[int, ...]:
     max_batch=st.integers(1, 9),
     prefill_tokens=st.sampled_from([1, 5, 16, 8192]),
     refill=st.integers(1, 3),
+    graphs=st.booleans(),
 )
 def test_greedy_is_naive_whatever_comes_when(
-    model: Transformer, seed: int, block_size: int, spare: int, max_batch: int, prefill_tokens: int, refill: int
+    model: Transformer,
+    seed: int,
+    block_size: int,
+    spare: int,
+    max_batch: int,
+    prefill_tokens: int,
+    refill: int,
+    graphs: bool,
 ) -> None:
     rng = random.Random(seed)
     blocks = -(-CONTEXT // block_size) + spare
     engine = Engine(
-        model, max_batch=max_batch, block_size=block_size, blocks=blocks, prefill_tokens=prefill_tokens, refill=refill
-    )
+        model, max_batch=max_batch, block_size=block_size, blocks=blocks, prefill_tokens=prefill_tokens, refill=refill,
+        graphs=graphs,
+    )  # fmt: skip
     answers: list[Answer] = []
     open_ones: list[Answer] = []
     for _ in range(12):

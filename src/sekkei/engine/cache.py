@@ -85,7 +85,7 @@ class PassAttend:
         whole: every token's result is wanted, not only the last one's of each piece.
         before: the last pass's `decode`, which is taken over if its rows hold the same blocks.
     Attributes:
-        positions: [T]. wanted: [pieces] indices of the tokens that are scored; None: all.
+        positions: [T], all below `end`. wanted: [pieces] indices of the tokens that are scored; None: all.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class PassAttend:
         at = (tables[rows, positions // size] * heads)[:, None] + np.arange(heads)
         at = at * size + (positions % size)[:, None]
         at = np.concatenate((at, at + store.blocks * heads * size), axis=1)
-        self.positions = torch.from_numpy(positions).to(device)
+        self.positions, self.end = torch.from_numpy(positions).to(device), int((starts + counts).max())
         self.rows = torch.from_numpy(at.ravel()).to(device)
         self.wanted = torch.from_numpy(ends - 1).to(device) if prefills and not whole else None
         tables, lengths = tables[slots], starts + counts

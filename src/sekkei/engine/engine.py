@@ -61,6 +61,8 @@ class Engine:
             fastest for a whole list (a server takes 1).
         tokenizer: for requests that want text or stop strings.
         adapters: by name, folders with LoRA adapters of this model, which requests may name.
+        graphs: decode in passes of a few fixed shapes, on CUDA captured as graphs (graphs.py); None: on CUDA, unless
+            the environment has SEKKEI_CUDA_GRAPHS=0 or the model has experts.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Engine:
         refill: int | None = None,
         tokenizer: tokenizers.Tokenizer | None = None,
         adapters: Mapping[str, Path] | None = None,
+        graphs: bool | None = None,
     ) -> None:
         for key, value in (("max_batch", max_batch), ("block_size", block_size), ("prefill_tokens", prefill_tokens)):
             if value < 1:
@@ -90,7 +93,7 @@ class Engine:
         self.pool = BlockPool(blocks, block_size)
         refill = max(1, max_batch // 8) if refill is None else refill
         self.scheduler = Scheduler(self.pool, max_rows=max_batch, prefill_tokens=prefill_tokens, refill=refill)
-        self.runner = Runner(model, blocks, block_size, max_batch, dtype)
+        self.runner = Runner(model, blocks, block_size, max_batch, dtype, graphs)
         self.runner.adapters = [read_adapter(name, folder, model) for name, folder in (adapters or {}).items()]
         self.adapters = {name: number for number, name in enumerate(adapters or {})}
         self.samples: dict[int, Sample] = {}

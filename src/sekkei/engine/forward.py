@@ -38,10 +38,11 @@ Turn = tuple[Tensor, Tensor]
 class Attend(Protocol):
     """How the pass's queries meet the stored keys.
 
-    wanted: [W] indices of the tokens that are scored; None: all.
+    wanted: [W] indices of the tokens that are scored; None: all. end: the tokens' positions are below it.
     """
 
     wanted: Tensor | None
+    end: int
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         """q [T, N, H], k, v [T, K, H] -> [T, N, H]."""
@@ -61,8 +62,12 @@ class Forward:
 
     def __init__(self, model: Transformer, dtype: torch.dtype | None) -> None:
         self.model, self.dtype = model, dtype
-        self.layers = [_Layer(int(index), block, dtype) for index, block in model.layers.items()]
         self.turns: Turn | None = None
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        self.modules = list(self.model.modules())
+        self.layers = [_Layer(int(index), block, self.dtype) for index, block in self.model.layers.items()]
 
     def hidden(self, ids: Tensor, positions: Tensor, attend: Attend, share: Share) -> Tensor:
         """Normalised hidden states of the wanted tokens.
@@ -76,7 +81,7 @@ class Forward:
         assert embed is not None
         assert norm is not None
         x = embed(ids)
-        turn = self._turn(positions, self.dtype or x.dtype)
+        turn = self._turn(positions, attend.end, self.dtype or x.dtype)
         tiles = [(slice(at, at + TILE), share.of(slice(at, at + TILE))) for at in range(0, len(x), TILE)]
         whole, wanted = share.of(slice(None)), attend.wanted
         for layer in self.layers[:-1]:
@@ -94,11 +99,25 @@ class Forward:
         last.finish(x, attended.flatten(1), tiles)
         return normalised(x, norm)
 
-    def _turn(self, positions: Tensor, dtype: torch.dtype) -> Turn:
+    def reread(self) -> None:
+        """The weights have changed: copies take their values, in place; what was moved is found again."""
+        if list(self.model.modules()) != self.modules:
+            return self._lay_out()
+        for layer in self.layers:
+            for product in layer.products:
+                product.reread()
+
+    def places(self) -> tuple[int, ...]:
+        """Where a pass reads, and which LoRA layers are on: as long as that is equal, a graph of it may be replayed."""
+        weights = [product.weight for layer in self.layers for product in layer.products]
+        switches = [int(module.on) for module in self.model.modules() if isinstance(module, LoRALinear)]
+        return (*(tensor.data_ptr() for tensor in (*self.model.parameters(), *weights)), *switches)
+
+    def _turn(self, positions: Tensor, end: int, dtype: torch.dtype) -> Turn:
         """Taken from a table of the first positions, which grows as texts do."""
-        end = int(positions.max()) + 1
+        most = self.model.config.max_context
         if self.turns is None or len(self.turns[0]) < end:
-            first = torch.arange(max(LEAST_TURNS, 2 * end), device=positions.device)
+            first = torch.arange(max(LEAST_TURNS, min(2 * end, most)), device=positions.device)
             cos, sin = (table[0, 0][:, None] for table in rope_tables(first[None], self.model.config, dtype))
             half = cos.shape[-1] // 2
             self.turns = cos, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
@@ -117,11 +136,12 @@ class _Layer:
         three = (attention.q_proj, attention.k_proj, attention.v_proj)
         self.qkv = _Product(three, [f"{at}.attention.{name}" for name in ("q_proj", "k_proj", "v_proj")], dtype)
         self.o = _Product([attention.o_proj], [f"{at}.attention.o_proj"], dtype)
-        self.mlp = mlp
+        self.mlp, self.products = mlp, [self.qkv, self.o]
         if isinstance(mlp, MLP):
             names = [f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"]
             self.gate_up = _Product((mlp.gate_proj, mlp.up_proj), names, dtype)
             self.down = _Product([mlp.down_proj], [f"{at}.mlp.down_proj"], dtype)
+            self.products += [self.gate_up, self.down]
 
     def heads(self, x: Tensor, turn: Turn, route: Route) -> tuple[Tensor, Tensor, Tensor]:
         """x [T, D] -> queries [T, N, H], keys and values [T, K, H]."""
@@ -168,6 +188,13 @@ class _Product:
         self.layers, self.names = layers, names
         self.starts = [sum(self.rows[:i]) for i in range(len(self.rows) + 1)]
         self.adapted = any(isinstance(layer, LoRALinear) for layer in layers)
+
+    def reread(self) -> None:
+        weight = side_by_side([layer.weight for layer in self.layers])
+        if weight.dtype == self.weight.dtype:
+            self.weight = weight
+        else:
+            self.weight.copy_(weight)
 
     def __call__(self, x: Tensor, route: Route, which: slice = slice(None)) -> Tensor:
         """x [T, in] -> [T, Σ out] of the layers `which`."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from sekkei.engine.adapters import Adapter, Share
 from sekkei.engine.cache import BlockStore, DecodeBlocks, PassAttend
 from sekkei.engine.forward import Forward
+from sekkei.engine.graphs import DecodeGraphs, wants_graphs
 from sekkei.engine.request import Top
 from sekkei.engine.scheduler import Piece, Plan
 from sekkei.model.transformer import Transformer
@@ -32,23 +33,35 @@ class Runner:
 
     Args:
         blocks, size: of the key/value store. rows: slots. dtype: autocast dtype; None: the weights' own.
+        graphs: decode in fixed shapes (graphs.py); None: on CUDA.
     """
 
-    def __init__(self, model: Transformer, blocks: int, size: int, rows: int, dtype: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        blocks: int,
+        size: int,
+        rows: int,
+        dtype: torch.dtype | None,
+        graphs: bool | None = None,
+    ) -> None:
         self.model, self.dtype = model, dtype
         self.adapters: list[Adapter] = []
         self.forward = Forward(model, dtype)
-        self.store = BlockStore(model.config.num_layers, blocks, size)
+        self.stale = False
+        fixed = wants_graphs(model, self.device, graphs)
+        self.store = BlockStore(model.config.num_layers, blocks + fixed, size)
         self.decode: DecodeBlocks | None = None
         self.tables = np.zeros((rows, -(-model.config.max_context // size)), np.int64)
+        self.graphs = DecodeGraphs(model, self.store, *self.tables.shape, self.device) if fixed else None
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     def refresh(self) -> None:
-        """The weights have changed."""
-        self.forward = Forward(self.model, self.dtype)
+        """The weights have changed, or will have before the next pass, which reads them again."""
+        self.stale = True
 
     def run(self, plan: Plan, scored: Sequence[Piece] = ()) -> tuple[Tensor, dict[int, Tensor]]:
         """Compute a plan's tokens.
@@ -58,8 +71,12 @@ class Runner:
         Returns:
             scores [pieces, V] after each piece, and by arrival the hidden states [count, D] of `scored`.
         """
+        if self.stale:
+            self._reread()
         self.store.copy(plan.copies, plan.copied)
         pieces = plan.pieces
+        if self.graphs is not None and not plan.prefills and max(p.sequence.adapter for p in pieces) < 0:
+            return self.graphs.run(self.forward, self.tables, pieces, self.dtype), {}
         heads, whole = self.model.config.num_kv_heads, bool(scored)
         attend = PassAttend(
             *(self.store, self.tables, plan.decodes, plan.prefills, self.device),
@@ -83,6 +100,12 @@ class Runner:
             if id(piece) in wanted
         }
         return logits, kept
+
+    def _reread(self) -> None:
+        self.forward.reread()
+        if self.graphs is not None:
+            self.graphs.moved(self.forward)
+        self.stale = False
 
     def _share(self, pieces: Sequence[Piece]) -> Share:
         numbers = [piece.sequence.adapter for piece in pieces]
