@@ -5,6 +5,8 @@ PYTHON ?= python3
 RECIPE ?= laptop
 ARGS   ?=
 BIN    := .venv/bin
+# Test files run side by side, one process per core, up to four; WORKERS=0: one after the other in one process.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); if [ $$n -gt 4 ]; then echo 4; else echo $$n; fi)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-gpu lint format clean
@@ -16,7 +18,7 @@ run: .venv/.ready  ## run a recipe: make run RECIPE=laptop ARGS="--run-dir runs/
 	$(BIN)/sekkei run $(RECIPE) $(ARGS)
 
 test: lint  ## lint, types and the test suite (without the slow tests)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: .venv/.ready-dev  ## the slow tests only
 	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600 $(ARGS)
