@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -68,9 +69,12 @@ class DataStage:
 
     def run(self, run: Run, out: Path) -> Figures:
         config = self.recipe.data
-        figures = clean_pages(config.clean, self._pages(run, out), out, run.console)
+        with ThreadPoolExecutor(1) as aside:  # pages are rendered by a process of their own: this one has a core free
+            made = aside.submit(corpus.generated, config, self.recipe.seed)
+            raw = self._pages(run, out)
+        figures = clean_pages(config.clean, raw, out, run.console)
         own = {"docs": list(cleaned_documents(out)), "code": read_code(config.code)}
-        domains = {**own, **corpus.generated(config, self.recipe.seed)}
+        domains = {**own, **made.result()}
         held = config.heldout_percent
         known = [doc for name in own for doc in corpus.split_documents(domains[name], held)[0]]
         domains["recitals"] = recitals(known, config.generated.recitals, self.recipe.seed)
