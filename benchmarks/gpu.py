@@ -8,8 +8,9 @@ It needs torch alone (no packages of the suite), and takes about three minutes.
     matmul      bf16 FLOP/s of a square product          copy       bytes/s of a copy in its memory, read and written
     train       tokens/s and MFU of whole steps (forward, backward, AdamW; bf16 autocast over float32 weights), rows of
                 one document (no mask: flash attention) and packed rows (a mask); peak bytes beside `rank_bytes`
-    decode      tokens/s of the engine at several numbers of rows; bytes that a pass must read (weights, and keys and
-                values of all rows) over its time, as a share of the copy's speed: the roofline of decoding
+    decode      tokens/s of the engine at several numbers of rows, with CUDA graphs and without; bytes that a pass must
+                read (weights, and keys and values of all rows) over its time, as a share of the copy's speed: the
+                roofline of decoding
     ring        one block of attention, forward and backward, by each kernel that takes it
 
 Nothing is compared with a peer here: what peers publish is measured on other models.
@@ -137,13 +138,15 @@ def train(config: ModelConfig, device: torch.device, rows: int, peak: float, tim
     return found
 
 
-def decode(config: ModelConfig, device: torch.device, rows: int, copy: float, tokens: int) -> dict[str, Any]:
+def decode(
+    config: ModelConfig, device: torch.device, rows: int, copy: float, tokens: int, graphs: bool
+) -> dict[str, Any]:
     """Tokens per second of `rows` answers, and what share of the memory's speed that is."""
     dtype = torch.bfloat16 if device.type == "cuda" else None
     model = build(config, 0).to(device)
     if dtype is not None:
         model = model.to(dtype)
-    engine = Engine(model, max_batch=max(rows, 2))
+    engine = Engine(model, max_batch=max(rows, 2), graphs=graphs)
     prompt = 64
     requests = [
         Request(prompt_ids=tuple(range(1, prompt + 1)), sampling=Sampling(max_tokens=tokens, temperature=1.0), seed=i)
@@ -155,6 +158,7 @@ def decode(config: ModelConfig, device: torch.device, rows: int, copy: float, to
     kept = 2 * config.num_layers * config.num_kv_heads * config.head_size * width * (prompt + tokens / 2) * rows
     return {
         "rows": rows,
+        "graphs": graphs,
         "tokens_per_second": round(rows * tokens / seconds),
         "milliseconds_per_pass": round(1000 * seconds / tokens, 3),
         "share_of_memory_speed": round((weights + kept) / (seconds / tokens) / copy, 3),
@@ -209,8 +213,9 @@ def main() -> None:
         print(label, json.dumps(result["train"][label]), flush=True)
         result["decode"][label] = []
         for rows in (1, 4) if small else (1, 16, 64, 256):
-            result["decode"][label].append(decode(config, device, rows, copy, 8 if small else 128))
-            print(label, json.dumps(result["decode"][label][-1]), flush=True)
+            for graphs in (True, False):
+                result["decode"][label].append(decode(config, device, rows, copy, 8 if small else 128, graphs))
+                print(label, json.dumps(result["decode"][label][-1]), flush=True)
         path.write_text(json.dumps(result, indent=2) + "\n")  # what is measured stays, whatever comes next
     result["ring"] = ring(device, 256 if small else 8192, 2 if small else 10)
     path.write_text(json.dumps(result, indent=2) + "\n")

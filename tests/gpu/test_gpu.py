@@ -160,6 +160,42 @@ def test_greedy_answers_are_those_of_a_naive_decoder(device: torch.device) -> No
     assert sum(same) >= len(same) - 1, "what a sample draws is its own affair, up to a rounding"
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "bf16"])
+def test_replayed_graphs_draw_what_ordinary_passes_draw(device: torch.device, dtype: torch.dtype | None) -> None:
+    """Rows that come and go, a shared prompt, preemption; then new weights in place, for which the graphs stay.
+
+    On a CPU the passes have the same fixed shapes and are not captured.
+    """
+    rng = random.Random(4)
+    greedy = Sampling(temperature=0.0, max_tokens=24, top_logprobs=2)
+    requests = [
+        Request(prompt_ids=tuple(rng.randrange(101) for _ in range(length)), sampling=greedy, n=n, seed=i)
+        for i, (length, n) in enumerate([(1, 1), (40, 4), (70, 1), (33, 2), (5, 1), (64, 1), (90, 3)])
+    ]
+    models = [build(CONFIG, seed=1).to(device) for _ in range(2)]
+    engines = [
+        Engine(model, max_batch=5, blocks=24, dtype=dtype, graphs=graphs)
+        for model, graphs in zip(models, (True, False), strict=True)
+    ]
+    graphs = engines[0].runner.graphs
+    assert graphs is not None
+    limit = GAP if dtype is None else 0.1
+    captures = 0
+    for seed in (1, 2):
+        weights = {name: p.detach().to(device) for name, p in build(CONFIG, seed=seed).named_parameters()}
+        for engine in engines:
+            engine.refresh(weights)
+        fixed, plain = (engine.generate(requests) for engine in engines)
+        for a, b in zip((x for group in fixed for x in group), (x for group in plain for x in group), strict=True):
+            for x, y, top in zip(a.token_ids, b.token_ids, b.top_logprobs, strict=True):
+                if x != y:
+                    assert top[0][1] - top[1][1] < limit
+                    break
+        assert seed == 1 or graphs.captures == captures, "weights that change in place need no new graph"
+        captures = graphs.captures
+    assert (captures > 0) == (device.type == "cuda")
+
+
 def test_the_planner_knows_the_peak(device: torch.device) -> None:
     """Bytes of one training step in bf16, to 5%."""
     if device.type != "cuda":
