@@ -20,6 +20,7 @@ from sekkei.model.config import ModelConfig
 from sekkei.model.init import build
 from sekkei.model.output import Output
 from sekkei.model.transformer import Transformer
+from sekkei.objectives.kto import KTOConfig
 from sekkei.objectives.preference import (
     DPOConfig,
     DPOLoss,
@@ -308,6 +309,11 @@ def test_no_pairs() -> None:
         (PairingConfig, {"samples": 1}),
         (PairingConfig, {"temperature": 0.0}),
         (PairingConfig, {"refusals": 1.0}),
+        (PairingConfig, {"refusals": math.nan}),
+        (KTOConfig, {"steps": 1, "beta": 0.0}),
+        (KTOConfig, {"steps": 1, "liked": -1.0}),
+        (KTOConfig, {"steps": 1, "disliked": math.inf}),
+        (KTOConfig, {"steps": 1, "answers": 1}),
         (PairingConfig, {"per_prompt": 0}),
     ],
 )

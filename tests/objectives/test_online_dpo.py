@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
@@ -89,10 +90,12 @@ def test_what_it_needs() -> None:
     objective = OnlineDPO(lambda i: drawn[0].prompt, OnlineDPOConfig(steps=1, prompts=1, samples=2), (END,))
     with pytest.raises(ConfigError, match="needs a reference model"):
         objective.next_step(context({"policy": build(SIZES, 1)}, lambda requests: [list(drawn[0].completions)]))
-    wrong = {"samples": 1, "temperature": 0.0, "prompts": 0, "smoothing": 0.1}
+    wrong = {"samples": 1, "temperature": 0.0, "prompts": 0, "smoothing": 0.1, "reward_model": -1.0, "beta": math.inf}
     for key, value in wrong.items():
         with pytest.raises(ConfigError, match=f"^{key}: "):
             OnlineDPOConfig(steps=1, **{key: value})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^nll: got 0, but orpo"):
+        OnlineDPOConfig(steps=1, loss="orpo")
 
 
 def copied(answer: Completion) -> Mapping[str, float]:

@@ -310,6 +310,10 @@ def test_reference_scores_are_kept(golden: Any, tmp_path: Any) -> None:
         ("gamma", {"gamma": 0.1}),
         ("nll", {"loss": "orpo", "nll": 0.0}),
         ("beta", {"beta": -1.0}),
+        ("beta", {"beta": math.nan}),
+        ("gamma", {"loss": "simpo", "gamma": -1.0}),
+        ("gamma", {"loss": "simpo", "gamma": math.inf}),
+        ("nll", {"nll": -0.1}),
     ],
 )
 def test_wrong_combinations_are_refused(key: str, values: dict[str, Any]) -> None:

@@ -366,6 +366,12 @@ def test_the_kl_coefficient_follows_its_target() -> None:
         ("value_weight", {"value_weight": 0.0}),
         ("minibatches", {"minibatches": 65}),
         ("dual_clip", {"dual_clip": 1.1}),
+        ("dual_clip", {"dual_clip": -3.0}),
+        ("clip_high", {"clip_high": -0.2}),
+        ("kl", {"kl": math.nan}),
+        ("missing_end_penalty", {"missing_end_penalty": -1.0}),
+        ("reward_model", {"reward_model": -1.0}),
+        ("temperature", {"temperature": 1e9}),
     ],
 )
 def test_wrong_settings_are_refused(key: str, settings: dict[str, Any]) -> None:

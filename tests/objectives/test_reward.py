@@ -165,7 +165,7 @@ def test_state_and_degenerate_pairs() -> None:
         RewardModelling(pairs[1:2], RewardConfig(steps=1)).load_state_dict(objective.state_dict())
     with pytest.raises(ConfigError, match="no pairs"):
         RewardModelling(pairs[:1], RewardConfig(steps=1))
-    for key, value in (("steps", 0), ("pairs", 0), ("center", -1.0)):
+    for key, value in (("steps", 0), ("pairs", 0), ("center", -1.0), ("center", math.nan)):
         with pytest.raises(ConfigError, match=f"^{key}: "):
             RewardConfig(**{"steps": 1, key: value})  # type: ignore[arg-type]
 

@@ -313,40 +313,6 @@ def test_groups_are_split_without_rest() -> None:
         assert all(split(groups[:n], parts))
 
 
-@pytest.mark.parametrize(
-    ("key", "settings"),
-    [
-        ("updates", {"variant": "gspo"}),
-        ("updates", {"variant": "gspo_token"}),
-        ("clip_low", {"clip_low": 1.0}),
-        ("kl", {"kl": -0.1}),
-        ("dual_clip", {"dual_clip": 1.1}),
-        ("dual_clip", {"dual_clip": 3.0, "variant": "cispo", "clip_high": 0.2}),
-        ("correction_low", {"correction_low": 1.5}),
-        ("overlong_buffer", {"overlong_buffer": 129}),
-        ("minibatches", {"minibatches": 33}),
-        ("max_refills", {"max_refills": 0}),
-    ],
-)
-def test_wrong_combinations_are_refused(key: str, settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"^{key}: "):
-        GRPOConfig(steps=1, **settings)
-
-
-def test_biased_or_empty_kl_terms_are_refused() -> None:
-    from sekkei.objectives.variants import POINTS, Point, check_point
-
-    for point, words in (
-        (Point(kl=0.1, estimator="k1"), "expected gradient of 0"),
-        (Point(kl=0.1, estimator="k3_ratio", kl_place="reward"), "the ratio is 1"),
-        (replace(POINTS["reinforce_pp"], ratio="sequence_sum"), "one ratio"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            check_point(point, "x", 2)
-    for name, point in POINTS.items():
-        check_point(point, name, 2)
-
-
 def test_a_kl_without_a_reference_is_refused() -> None:
     ctx = context(Drawer(three_kinds))
     bare = replace(ctx, models={"policy": None})  # type: ignore[dict-item]

@@ -197,6 +197,12 @@ def test_loaded_state_is_a_copy() -> None:
         ("warmup", {"warmup": 0.8, "decay": 0.3}),
         ("warmup", {"warmup": -0.1}),
         ("clip", {"clip": 0.0}),
+        ("lr", {"lr": math.nan}),
+        ("warmup", {"warmup": math.nan}),
+        ("weight_decay", {"weight_decay": -0.1}),
+        ("momentum", {"momentum": 1.0}),
+        ("floor", {"floor": 1.5}),
+        ("eps", {"eps": 0.0}),
     ],
 )
 def test_bad_settings(key: str, values: dict[str, object]) -> None:

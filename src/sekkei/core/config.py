@@ -24,6 +24,10 @@ from typing import Any, TypeVar
 
 from sekkei.core.errors import ConfigError, UserError
 
+ABSENT: Mapping[str, Any] = types.MappingProxyType({"none": "absent"})
+"""Metadata of a field that `to_mapping` leaves out while it is None: a key that came later, so that the hashes of
+recipes without it stay."""
+
 T = TypeVar("T")
 
 
@@ -58,7 +62,8 @@ def from_mapping(cls: type[T], data: object, path: str = "") -> T:
 def to_mapping(config: object) -> Any:
     """The inverse of `from_mapping`: plain dicts and lists, ready for YAML or JSON."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: to_mapping(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        values = [(f, getattr(config, f.name)) for f in dataclasses.fields(config)]
+        return {f.name: to_mapping(value) for f, value in values if value is not None or f.metadata != ABSENT}
     if isinstance(config, Mapping):
         return {str(key): to_mapping(value) for key, value in config.items()}
     if isinstance(config, list | tuple):

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sekkei.core.config import ABSENT
 from sekkei.core.errors import ConfigError
 from sekkei.data.batch import Batch, Sample
 from sekkei.engine.request import Sampling
@@ -34,6 +35,7 @@ from sekkei.objectives.ahead import Ahead, Pending, plainly
 from sekkei.objectives.judged import Judged, scored_figures, scored_groups
 from sekkei.objectives.late import late_advantages
 from sekkei.objectives.policy_loss import Correction, GRPOLoss
+from sekkei.objectives.ranges import check_ranges
 from sekkei.objectives.rollout import (
     Group,
     OnError,
@@ -48,7 +50,7 @@ from sekkei.objectives.rollout import (
 from sekkei.objectives.sft import pack_samples
 from sekkei.objectives.teaching import taught
 from sekkei.objectives.tool_use import Tool, own_tokens, play
-from sekkei.objectives.variants import Point, Variant, check_point, point_of
+from sekkei.objectives.variants import Algebra, Point, Variant, check_point, point_of
 from sekkei.train.loop import LoopConfig
 from sekkei.train.objective import Context, Update
 from sekkei.train.optim import OptimConfig
@@ -64,7 +66,7 @@ class GRPOConfig:
             forward pass, about.
         variant: a named point of variants.py, from which the following take what is not given: clip_low, clip_high
             (ε of the ratio), kl (β; 0 = none), dynamic_sampling (groups without spread are drawn anew, from the next
-            prompts, up to `max_refills` times).
+            prompts, up to `max_refills` times). algebra: factors in place of the variant's, see `Algebra`.
         dual_clip, correction…: see `GRPOLoss`. overlong_buffer: tokens before max_tokens over which an answer's
             reward falls by up to overlong_penalty; 0 = off. mask_truncated: answers cut at max_tokens are not learned.
         reward_model: weight of the reward model's score beside the judge's. reward_errors: see `roll_out`.
@@ -97,6 +99,7 @@ class GRPOConfig:
     off_by: int = 0
     tool: Literal["none", "calculator"] = "none"
     max_calls: int = 4
+    algebra: Algebra | None = field(default=None, metadata=ABSENT)
     micro_tokens: int = 8192
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -106,17 +109,24 @@ class GRPOConfig:
             raise ConfigError("samples", f"got {self.samples}, must be >= 2: an answer is judged against its group")
         if self.temperature <= 0:
             raise ConfigError("temperature", f"got {self.temperature}, must be > 0: greedy answers have no spread")
-        for key in (
-            *("steps", "prompts", "max_tokens", "updates", "minibatches", "micro_tokens", "max_refills"),
+        counts = (
+            "steps",
+            "prompts",
+            "max_tokens",
+            "updates",
+            "minibatches",
+            "micro_tokens",
+            "max_refills",
             "max_calls",
-        ):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
+        )
+        check_ranges(self, counts=counts, not_negative=("dual_clip", "overlong_penalty", "reward_model"))
+        Sampling(temperature=self.temperature)
         if not 0 <= self.overlong_buffer <= self.max_tokens:
             raise ConfigError("overlong_buffer", f"got {self.overlong_buffer}, must be in 0 … max_tokens")
         if self.minibatches > self.prompts:
             raise ConfigError("minibatches", f"got {self.minibatches}, must be <= prompts={self.prompts}")
         check_point(self.point, self.variant, self.updates * self.minibatches)
+        self._check_algebra()
         self._check_ahead()
         self.make_loss()
 
@@ -136,11 +146,27 @@ class GRPOConfig:
                 "first ones are gone; set dynamic_sampling: false or off_by: 0",
             )
 
+    def _check_algebra(self) -> None:
+        """What is set must do something."""
+        point = self.point
+        if point.clip == "none" and (self.clip_low is not None or self.clip_high is not None):
+            raise ConfigError(
+                "clip_low" if self.clip_high is None else "clip_high", "set, but clip: none has no bounds"
+            )
+        if point.clip == "cispo" and self.clip_low is not None:
+            raise ConfigError("clip_low", f"got {self.clip_low}, but CISPO bounds the weight above only: set clip_high")
+        chosen = self.algebra
+        if chosen is not None and not point.kl and (chosen.estimator is not None or chosen.kl_place is not None):
+            raise ConfigError(
+                "kl", f"got 0, so the algebra's {chosen.estimator or chosen.kl_place} does nothing: set β"
+            )
+
     @property
     def point(self) -> Point:
         """The variant, with what this config sets itself."""
         own = {key: getattr(self, key) for key in ("clip_low", "clip_high", "kl", "dynamic_sampling")}
-        return replace(point_of(self.variant), **{key: value for key, value in own.items() if value is not None})
+        point = point_of(self.variant) if self.algebra is None else self.algebra.of(point_of(self.variant))
+        return replace(point, **{key: value for key, value in own.items() if value is not None})
 
     @property
     def needs(self) -> frozenset[str]:

@@ -29,6 +29,7 @@ from sekkei.model.output import Output
 from sekkei.objectives.pair_loss import sequence_logprobs
 from sekkei.objectives.passes import Passes
 from sekkei.objectives.preference import with_reference
+from sekkei.objectives.ranges import check_ranges
 from sekkei.objectives.sft import pack_samples
 from sekkei.parallel.ops import LocalOps, Ops
 from sekkei.train.loop import LoopConfig
@@ -52,14 +53,9 @@ class KTOConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
-        for key in ("steps", "micro_tokens"):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
+        check_ranges(self, counts=("steps", "micro_tokens"), positive=("beta", "liked", "disliked"))
         if self.answers < 2:
             raise ConfigError("answers", f"got {self.answers}, must be >= 2: a mismatched answer is another prompt's")
-        for key in ("beta", "liked", "disliked"):
-            if getattr(self, key) <= 0:
-                raise ConfigError(key, f"got {getattr(self, key)}, must be > 0")
 
 
 @dataclass(frozen=True)

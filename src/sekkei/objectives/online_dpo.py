@@ -17,8 +17,9 @@ from typing import Any
 from sekkei.core.errors import ConfigError
 from sekkei.engine.request import Sampling
 from sekkei.objectives.judged import Judged, scored_figures, scored_groups
-from sekkei.objectives.pair_loss import DPOLoss, PairKind
+from sekkei.objectives.pair_loss import DPOLoss, PairKind, check_held
 from sekkei.objectives.preference import Pair, pair_batches, sound_pairs, with_reference
+from sekkei.objectives.ranges import check_ranges
 from sekkei.objectives.rollout import Group, OnError, Prompt, check_policy, roll_out
 from sekkei.train.loop import LoopConfig
 from sekkei.train.objective import Context, Update
@@ -55,9 +56,10 @@ class OnlineDPOConfig:
             raise ConfigError("samples", f"got {self.samples}, must be >= 2: a pair has two answers")
         if self.temperature <= 0:
             raise ConfigError("temperature", f"got {self.temperature}, must be > 0: greedy answers are all the same")
-        for key in ("steps", "prompts", "max_tokens", "micro_tokens"):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
+        counts = ("steps", "prompts", "max_tokens", "micro_tokens")
+        check_ranges(self, counts=counts, not_negative=("reward_model",))
+        Sampling(temperature=self.temperature)
+        check_held(self.loss, self.nll)
         self.make_loss()
 
     def make_loss(self) -> DPOLoss:

@@ -32,6 +32,7 @@ from torch.nn.functional import logsigmoid
 from sekkei.core.errors import ConfigError
 from sekkei.data.batch import Batch
 from sekkei.model.output import Output
+from sekkei.objectives.ranges import check_ranges
 from sekkei.parallel.ops import Ops
 from sekkei.train.objective import Mean, Metrics
 
@@ -40,6 +41,12 @@ REFERENCE_FREE = frozenset({"simpo", "cpo", "orpo"})
 PER_TOKEN_REWARD = frozenset({"ipo_mean", "simpo", "orpo"})
 SMOOTHED = frozenset({"cdpo", "robust"})
 CERTAIN = -1e-7  # a mean log-probability above it would have infinite odds
+
+
+def check_held(kind: PairKind, nll: float) -> None:
+    """Refuse a loss that nothing holds: without a reference or a length norm likelihood runs away."""
+    if kind in ("cpo", "orpo") and nll == 0:
+        raise ConfigError("nll", f"got 0, but {kind} has no reference: this term (1 in the paper) holds it")
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,7 @@ class DPOLoss:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.beta <= 0 or self.nll < 0:
-            raise ConfigError("beta", f"beta={self.beta} must be > 0 and nll={self.nll} >= 0")
+        check_ranges(self, positive=("beta",), not_negative=("nll", "gamma"))
         if self.kind in SMOOTHED and not 0 < self.smoothing < 0.5:
             raise ConfigError("smoothing", f"got {self.smoothing}, must be in 0 … 0.5 for {self.kind}: both ends out")
         if self.kind not in SMOOTHED and self.smoothing:

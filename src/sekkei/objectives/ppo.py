@@ -32,8 +32,10 @@ from sekkei.objectives.gae import explained_variance, gae
 from sekkei.objectives.grpo import split
 from sekkei.objectives.judged import Judged, scored_figures, scored_groups
 from sekkei.objectives.policy_loss import GRPOLoss, kl_estimate
+from sekkei.objectives.ranges import check_ranges
 from sekkei.objectives.rollout import Group, OnError, Prompt, check_policy, roll_out
 from sekkei.objectives.sft import pack_samples
+from sekkei.objectives.variants import check_clip
 from sekkei.parallel.ops import Ops
 from sekkei.train.loop import LoopConfig
 from sekkei.train.objective import Context, Loss, Mean, Metrics, Update
@@ -85,22 +87,15 @@ class PPOConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
-        names = ("steps", "prompts", "samples", "max_tokens", "epochs", "minibatches", "kl_horizon", "micro_tokens")
-        for key in names:
-            if getattr(self, key) < 1:
-                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
+        counts = ("steps", "prompts", "samples", "max_tokens", "epochs", "minibatches", "kl_horizon", "micro_tokens")
+        weights = ("kl", "kl_target", "value_clip", "missing_end_penalty", "dual_clip", "reward_model")
+        check_ranges(self, counts=counts, not_negative=weights, shares=("gamma", "lam"))
         if self.temperature <= 0:
             raise ConfigError("temperature", f"got {self.temperature}, must be > 0: greedy answers explore nothing")
-        for key in ("gamma", "lam"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ConfigError(key, f"got {getattr(self, key)}, must be in 0 … 1")
-        for key in ("kl", "kl_target", "value_clip", "missing_end_penalty"):
-            if getattr(self, key) < 0:
-                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 0")
+        Sampling(temperature=self.temperature)
         if self.kl_target and not self.kl:
             raise ConfigError("kl", f"got 0, but kl_target={self.kl_target} multiplies it: start at e.g. 0.05")
-        if not 0 < self.clip_low < 1 or self.clip_high <= 0:
-            raise ConfigError("clip_low", f"got {self.clip_low} and clip_high={self.clip_high}: 0 < low < 1, high > 0")
+        check_clip(self.clip_low, self.clip_high)
         if self.value_weight <= 0:
             raise ConfigError("value_weight", f"got {self.value_weight}, must be > 0: the head would learn nothing")
         if self.minibatches > self.prompts:

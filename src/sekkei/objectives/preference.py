@@ -26,8 +26,10 @@ from typing import Any
 from sekkei.core import atomic
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.data.batch import Batch, Sample, lay_out
-from sekkei.objectives.pair_loss import DPOLoss, PairKind, by_pair, sequence_logprobs
+from sekkei.engine.request import Sampling
+from sekkei.objectives.pair_loss import DPOLoss, PairKind, by_pair, check_held, sequence_logprobs
 from sekkei.objectives.passes import Passes
+from sekkei.objectives.ranges import check_ranges
 from sekkei.objectives.sft import packed_rows
 from sekkei.parallel.ops import LocalOps
 from sekkei.train.loop import LoopConfig
@@ -59,11 +61,10 @@ class PairingConfig:
     def __post_init__(self) -> None:
         if self.samples < 2:
             raise ConfigError("samples", f"got {self.samples}, must be >= 2: a pair has two answers")
-        for key in ("prompts", "per_prompt", "held_out_prompts", "max_tokens"):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
+        check_ranges(self, counts=("prompts", "per_prompt", "held_out_prompts", "max_tokens"))
         if self.temperature <= 0:
             raise ConfigError("temperature", f"got {self.temperature}, must be > 0: greedy answers are all the same")
+        Sampling(temperature=self.temperature)
         if not 1 <= self.held_out_percent <= 50:
             raise ConfigError("held_out_percent", f"got {self.held_out_percent}, must be between 1 and 50")
         if not 0 <= self.refusals < 1:
@@ -89,11 +90,8 @@ class DPOConfig:
     gamma: float = 0.0
 
     def __post_init__(self) -> None:
-        for key in ("steps", "pairs", "micro_tokens"):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
-        if self.loss in ("cpo", "orpo") and self.nll == 0:
-            raise ConfigError("nll", f"got 0, but {self.loss} has no reference: this term (1 in the paper) holds it")
+        check_ranges(self, counts=("steps", "pairs", "micro_tokens"))
+        check_held(self.loss, self.nll)
         self.make_loss()
 
     def make_loss(self) -> DPOLoss:

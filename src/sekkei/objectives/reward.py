@@ -28,6 +28,7 @@ from sekkei.model.output import Output
 from sekkei.objectives.pair_loss import by_pair
 from sekkei.objectives.passes import Passes
 from sekkei.objectives.preference import Pair, fingerprint, sound_pairs
+from sekkei.objectives.ranges import check_ranges
 from sekkei.objectives.rollout import Group
 from sekkei.objectives.sft import pack_samples, packed_rows
 from sekkei.parallel.ops import LocalOps, Ops
@@ -57,11 +58,7 @@ class RewardConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
-        for key in ("steps", "pairs", "micro_tokens"):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
-        if self.center < 0:
-            raise ConfigError("center", f"got {self.center}, must be >= 0 (0 = none)")
+        check_ranges(self, counts=("steps", "pairs", "micro_tokens"), not_negative=("center",))
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from sekkei.core.errors import ConfigError
 from sekkei.data.batch import Batch, Sample, lay_out
 from sekkei.data.packing import pack
 from sekkei.data.tasks.chain import STYLES, Style
+from sekkei.engine.request import Sampling
 from sekkei.objectives.conversations import Learn
 from sekkei.objectives.pretrain import TokenLoss
+from sekkei.objectives.ranges import check_ranges
 from sekkei.text.chat import Rendered
 from sekkei.train.loop import LoopConfig
 from sekkei.train.objective import Context, Update
@@ -65,11 +67,8 @@ class OwnConfig:
     max_tokens: int = 96
 
     def __post_init__(self) -> None:
-        for key in ("prompts", "samples", "per_prompt", "max_tokens"):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
-        if self.temperature < 0:
-            raise ConfigError("temperature", f"got {self.temperature}, must be >= 0 (0 = the likeliest answer)")
+        check_ranges(self, counts=("prompts", "samples", "per_prompt", "max_tokens"))
+        Sampling(temperature=self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +103,8 @@ class SFTConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
-        for key in ("steps", "examples", "conversations", "micro_tokens"):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
-        for key in ("everyday", "refusals", "tools", "turns"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ConfigError(key, f"got {getattr(self, key)}, must be a share in 0 … 1")
+        counts = ("steps", "examples", "conversations", "micro_tokens")
+        check_ranges(self, counts=counts, shares=("everyday", "refusals", "tools", "turns"))
         if self.everyday + self.refusals + self.tools > 1:
             shares = f"everyday={self.everyday}, refusals={self.refusals} and tools={self.tools}"
             raise ConfigError("refusals", f"{shares} sum to more than 1")

@@ -15,12 +15,13 @@ Combinations that compute something else than they seem to are refused with the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from sekkei.core.errors import ConfigError
 from sekkei.objectives.advantages import Advantage
 from sekkei.objectives.policy_loss import Aggregation, Clip, Estimator, Ratio
+from sekkei.objectives.ranges import check_ranges
 
 Variant = Literal[
     "token",
@@ -35,6 +36,7 @@ Variant = Literal[
     "rloo",
     "reinforce_pp",
 ]
+KLPlace = Literal["loss", "reward"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,36 @@ class Point:
     aggregation: Aggregation = "token"
     kl: float = 0.0
     estimator: Estimator = "k3"
-    kl_place: Literal["loss", "reward"] = "loss"
+    kl_place: KLPlace = "loss"
     dynamic_sampling: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algebra:
+    """A point of one's own: the factors that differ from the variant's; ε, β, dynamic sampling are the config's keys.
+
+    algebra: {advantage: group_mean, ratio: sequence, aggregation: constant} beside `variant: token` is Dr.GRPO with
+    the ratio of GSPO. What a combination may not be, `check_point` says.
+    """
+
+    advantage: Advantage | None = None
+    ratio: Ratio | None = None
+    clip: Clip | None = None
+    aggregation: Aggregation | None = None
+    estimator: Estimator | None = None
+    kl_place: KLPlace | None = None
+
+    def __post_init__(self) -> None:
+        if not self._chosen():
+            names = ", ".join(f.name for f in fields(self))
+            raise ConfigError("algebra", f"names no factor; there are {names}: leave it out, or set one")
+
+    def of(self, point: Point) -> Point:
+        """The point with these factors."""
+        return replace(point, **self._chosen())
+
+    def _chosen(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
 
 POINTS: dict[str, Point] = {
@@ -81,6 +111,14 @@ def point_of(variant: Variant) -> Point:
     return POINTS[variant]
 
 
+def check_clip(low: float, high: float) -> None:
+    """ε of the ratio: 1 - low must stay above 0 and below 1, 1 + high above 1."""
+    if not 0 < low < 1:
+        raise ConfigError("clip_low", f"got {low}, must be between 0 and 1, both ends out")
+    if not high > 0:
+        raise ConfigError("clip_high", f"got {high}, must be > 0")
+
+
 def check_point(point: Point, variant: str, updates: int) -> None:
     """Refuse what computes something else than it seems to.
 
@@ -89,10 +127,14 @@ def check_point(point: Point, variant: str, updates: int) -> None:
     Raises:
         ConfigError: with the reason.
     """
-    if not 0 < point.clip_low < 1 or point.clip_high <= 0:
-        raise ConfigError("clip_low", f"got {point.clip_low} and clip_high={point.clip_high}: 0 < low < 1, high > 0")
-    if point.kl < 0:
-        raise ConfigError("kl", f"got {point.kl}, must be >= 0 (0 = none)")
+    check_clip(point.clip_low, point.clip_high)
+    check_ranges(point, not_negative=("kl",))
+    if point.ratio == "sequence_sum" and point.aggregation != "sequence":
+        raise ConfigError(
+            "aggregation",
+            f"got {point.aggregation} with ratio: sequence_sum: the ratio of a whole answer would count once for each "
+            "of its tokens, so long answers weigh by their length squared; take sequence",
+        )
     if point.ratio.startswith("sequence") and point.ratio != "sequence_sum" and updates == 1:
         raise ConfigError(
             "updates",

@@ -49,14 +49,18 @@ class OptimConfig:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ConfigError("lr", f"got {self.lr}, must be > 0")
+        for key in ("lr", "eps", "clip"):  # clip: the largest gradient norm
+            if not 0 < getattr(self, key) < math.inf:
+                raise ConfigError(key, f"got {getattr(self, key)}, must be > 0 and finite")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError("weight_decay", f"got {self.weight_decay}, must be >= 0 and finite")
+        for key, most in (("momentum", 1 - 1e-9), ("floor", 1.0)):
+            if not 0 <= getattr(self, key) <= most:
+                raise ConfigError(key, f"got {getattr(self, key)}, must be in 0 … 1" + " (1 out)" * (most < 1))
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError("betas", f"got {list(self.betas)}, must be two numbers in [0, 1)")
-        if min(self.warmup, self.decay) < 0 or self.warmup + self.decay > 1:
+        if not (min(self.warmup, self.decay) >= 0 and self.warmup + self.decay <= 1):
             raise ConfigError("warmup", f"warmup={self.warmup} and decay={self.decay} are shares: sum at most 1")
-        if self.clip <= 0:
-            raise ConfigError("clip", f"got {self.clip}, must be > 0 (the largest gradient norm)")
 
 
 def lr_scale(config: OptimConfig, step: int, steps: int) -> float:
