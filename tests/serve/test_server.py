@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -29,22 +30,52 @@ BODY = {"prompt": "say", "max_tokens": 300}
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
-def test_a_key_is_asked_for(run_dir: Path) -> None:
-    server = Live(run_dir, SEKKEI_API_KEY="secret")
+@pytest.fixture(scope="module")
+def guarded(run_dir: Path) -> Iterator[Live]:
+    """A pretrained model and an embedder, behind a key; stopped when nothing runs."""
+    server = Live(run_dir, "--stage", "pretrain.general", "--embedder", "hash", SEKKEI_API_KEY="secret")
     try:
-        for key in ("wrong", "secre", "secret2"):
-            with pytest.raises(openai.AuthenticationError, match="a key is needed"):
-                openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0).models.list()
-        right = openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret", max_retries=0)
-        assert right.completions.create(model="default", prompt="say", max_tokens=2).usage.completion_tokens == 2
-        assert httpx.get(f"{server.url}/metrics").status_code == 401
-        assert httpx.get(f"{server.url}/health").json()["status"] == "ok"
-        assert httpx.get(server.url).status_code == 200
-    finally:
+        yield server
         assert server.stop() == 0
+    finally:
+        server.kill()
 
 
-def test_full_means_429_and_later_is_fine(run_dir: Path) -> None:
+@pytest.fixture
+def insider(guarded: Live) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="secret", max_retries=0)
+
+
+def test_a_key_is_asked_for(guarded: Live, insider: openai.OpenAI) -> None:
+    for key in ("wrong", "secre", "secret2"):
+        with pytest.raises(openai.AuthenticationError, match="a key is needed"):
+            openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=key, max_retries=0).models.list()
+    assert insider.completions.create(model="default", prompt="say", max_tokens=2).usage.completion_tokens == 2
+    assert httpx.get(f"{guarded.url}/metrics").status_code == 401
+    assert httpx.get(f"{guarded.url}/health").json()["status"] == "ok"
+    assert httpx.get(guarded.url).status_code == 200
+
+
+def end_while_it_answers(server: Live, number: int, samples: int) -> None:
+    """The signal comes with the first token of an answer of so many samples; all of them are finished."""
+    lines: list[str] = []
+    body = {**BODY, "max_tokens": 120, "stream": True, "n": samples}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
+        for line in answer.iter_lines():
+            if not lines:
+                server.process.send_signal(number)
+            lines.append(line)
+    assert [line for line in lines if line][-1] == "data: [DONE]"
+    ended = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    reasons = [choice["finish_reason"] for chunk in ended for choice in chunk["choices"]]
+    assert len([reason for reason in reasons if reason]) == samples
+    assert server.process.wait(20) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/health")
+    assert "Traceback" not in "".join(server.lines)
+
+
+def test_full_means_429_later_is_fine_and_ctrl_c_lets_answers_finish(run_dir: Path) -> None:
     server = Live(run_dir, "--max-batch", "2", "--max-waiting", "2", "--max-requests", "3")
     statuses: list[int] = []
 
@@ -68,60 +99,40 @@ def test_full_means_429_and_later_is_fine(run_dir: Path) -> None:
         assert counted[200] >= 3
         ask(4)
         assert statuses[-1] == 200
+        end_while_it_answers(server, signal.SIGINT, 4)
     finally:
-        assert server.stop() == 0
+        server.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_running_answers_finish(run_dir: Path, number: int) -> None:
+def test_sigterm_lets_running_answers_finish(run_dir: Path) -> None:
     server = Live(run_dir, "--max-batch", "8")
-    lines: list[str] = []
     try:
-        with httpx.stream("POST", f"{server.url}/v1/completions", json={**BODY, "stream": True, "n": 8}) as answer:
-            for line in answer.iter_lines():
-                if not lines:
-                    server.process.send_signal(number)
-                lines.append(line)
-        assert [line for line in lines if line][-1] == "data: [DONE]"
-        ended = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
-        reasons = [choice["finish_reason"] for chunk in ended for choice in chunk["choices"]]
-        assert len([reason for reason in reasons if reason]) == 8
-        assert server.process.wait(20) == 0
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{server.url}/health")
-    finally:
-        server.kill()
-    assert "Traceback" not in "".join(server.lines)
-
-
-def test_embeddings(run_dir: Path) -> None:
-    server = Live(run_dir, "--embedder", "hash")
-    try:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        assert "hash" in [model.id for model in client.models.list()]
-        answer = client.embeddings.create(model="hash", input=["hello world", "hello word", "42"])
-        first, near, far = (item.embedding for item in answer.data)  # the client asks for base64 and decodes it
-        assert sum(a * b for a, b in zip(first, near)) > sum(a * b for a, b in zip(first, far))
-        body = {"input": "hello world", "encoding_format": "base64"}
-        raw = base64.b64decode(httpx.post(f"{server.url}/v1/embeddings", json=body).json()["data"][0]["embedding"])
-        assert struct.unpack(f"<{len(first)}f", raw) == pytest.approx(first)
-        with pytest.raises(openai.NotFoundError, match="embedder here"):
-            client.embeddings.create(model="other", input="x")
-        with pytest.raises(openai.BadRequestError, match="input"):
-            client.embeddings.create(model="hash", input=[])
+        end_while_it_answers(server, signal.SIGTERM, 8)
     finally:
         server.kill()
 
 
-def test_a_pretrained_model_serves_text_only(run_dir: Path) -> None:
-    server = Live(run_dir, "--stage", "pretrain.general")
-    try:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        with pytest.raises(openai.BadRequestError, match="only pretrained"):
-            client.chat.completions.create(model="default", messages=[{"role": "user", "content": "x"}])
-        assert client.completions.create(model="default", prompt="say", max_tokens=3).choices[0].text
-    finally:
-        server.kill()
+def test_embeddings(guarded: Live, insider: openai.OpenAI) -> None:
+    assert "hash" in [model.id for model in insider.models.list()]
+    answer = insider.embeddings.create(model="hash", input=["hello world", "hello word", "42"])
+    first, near, far = (item.embedding for item in answer.data)  # the client asks for base64 and decodes it
+    assert sum(a * b for a, b in zip(first, near)) > sum(a * b for a, b in zip(first, far))
+    asked = {
+        "json": {"input": "hello world", "encoding_format": "base64"},
+        "headers": {"Authorization": "Bearer secret"},
+    }
+    raw = base64.b64decode(httpx.post(f"{guarded.url}/v1/embeddings", **asked).json()["data"][0]["embedding"])
+    assert struct.unpack(f"<{len(first)}f", raw) == pytest.approx(first)
+    with pytest.raises(openai.NotFoundError, match="embedder here"):
+        insider.embeddings.create(model="other", input="x")
+    with pytest.raises(openai.BadRequestError, match="input"):
+        insider.embeddings.create(model="hash", input=[])
+
+
+def test_a_pretrained_model_serves_text_only(insider: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="only pretrained"):
+        insider.chat.completions.create(model="default", messages=[{"role": "user", "content": "x"}])
+    assert insider.completions.create(model="default", prompt="say", max_tokens=3).choices[0].text
 
 
 def test_wrong_options_are_refused(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
