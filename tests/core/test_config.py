@@ -125,6 +125,8 @@ def test_a_wrong_override_is_refused(assignment: str, words: str) -> None:
         ("a: [1", "line 1 is not valid YAML"),
         ("- 1", "a recipe is a mapping"),
         ("a: !!python/name:os.system", "not valid"),
+        ("a: 1\nb: {c: 1, d: 2, c: 3}", "c stands twice in one mapping, in line 2 and in line 2; leave one out"),
+        ("a: 1\nb: [{c: 1}, {c: 2}]\na: 2", "a stands twice in one mapping, in line 1 and in line 3"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused(text: str, words: str, tmp_path: Path) -> None:
@@ -133,6 +135,11 @@ def test_a_file_that_is_no_recipe_is_refused(text: str, words: str, tmp_path: Pa
     with pytest.raises(UserError, match=words) as caught:
         read_yaml(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_key_may_stand_in_several_mappings_and_an_anchor_in_itself() -> None:
+    assert parse_yaml("a: &x {b: 1}\nc: {b: 2}\nd: *x", "test") == {"a": {"b": 1}, "c": {"b": 2}, "d": {"b": 1}}
+    assert list(parse_yaml("a: &x {b: *x}", "test")) == ["a"]
 
 
 def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:

@@ -137,6 +137,11 @@ def test_what_does_not_fit_is_refused(override: str, told: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_extends_is_a_key_of_files() -> None:
+    with pytest.raises(ConfigError, match="extends: stands in a recipe's file; on the command line name the recipe"):
+        load("smoke", ["extends=laptop"])
+
+
 def test_every_stage_taken_away_is_refused() -> None:
     with pytest.raises(ConfigError, match="pretrain: needs at least one stage"):
         load("smoke", [f"pretrain.{name}=null" for name in load("smoke").pretrain])
@@ -158,6 +163,11 @@ def test_every_stage_taken_away_is_refused() -> None:
         ({"a.yaml": "- smoke"}, r"a\.yaml: a recipe is a mapping of keys, got list"),
         ({"a.yaml": "extends: smoke\nseed: !!python/name:os.system"}, r"a\.yaml: line 2 is not valid YAML"),
         ({"a.yaml": ""}, r"a\.yaml: a recipe is a mapping of keys, got nothing"),
+        ({"a.yaml": "extend: smoke\nseed: 1"}, r"extend: unknown key; did you mean 'extends'\?"),
+        (
+            {"a.yaml": "extends: smoke\nseed: 1\nseed: 2"},
+            r"a\.yaml: seed stands twice in one mapping, in line 2 and in",
+        ),
         ({"a.yaml": "seed: 1"}, r"model: is required \(ModelConfig\)"),
     ],
 )

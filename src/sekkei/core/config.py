@@ -87,15 +87,46 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML safely (no Python tags), with a one-line error that names `source`."""
+    """Parse YAML safely (no Python tags), with a one-line error that names `source`.
+
+    Raises:
+        UserError: it is not YAML, or a mapping has a key twice (YAML forbids that, its parser would keep the last).
+    """
     import yaml
 
     try:
+        _refuse_doubles(yaml.compose(text, Loader=yaml.SafeLoader), source)
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise UserError(f"{source}:{where} is not valid YAML ({getattr(error, 'problem', error)})") from None
+
+
+def _refuse_doubles(root: Any, source: str) -> None:
+    """Walk a parsed document, each node once (an anchor may stand for many, or for itself)."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen or isinstance(node.value, str):
+            continue
+        seen.add(id(node))
+        lines: dict[str, int] = {}
+        for item in node.value:
+            if not isinstance(item, tuple):
+                waiting.append(item)
+                continue
+            key, value = item
+            waiting.append(value)
+            if not isinstance(key.value, str):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise UserError(
+                    f"{source}: {key.value} stands twice in one mapping, in line {lines[key.value]} and in line "
+                    f"{line}; leave one out"
+                )
+            lines[key.value] = line
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

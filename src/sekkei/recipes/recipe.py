@@ -33,6 +33,7 @@ from sekkei.recipes.judge import JudgeConfig
 from sekkei.recipes.tune import BASE, ROLLOUTS, TuneConfig, check_line, main_line
 from sekkei.text.tokenizer import TokenizerConfig
 
+EXTENDS = "extends"  # a key of files alone: it is worked in before a recipe is made
 MAX_EXTENDS = 8
 LAST, IMPORTED = "last", "imported"
 RESERVED = frozenset(
@@ -200,11 +201,16 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     written = resolve(name)
     data = loader.override(written, overrides)
+    if EXTENDS in data:
+        raise ConfigError(EXTENDS, "stands in a recipe's file; on the command line name the recipe itself")
     for part in ("pretrain", "tune", "inference"):
         stages = data.get(part)
         if isinstance(stages, dict):  # null removes a stage that the base recipe has
             data[part] = {key: stage for key, stage in stages.items() if stage is not None}
     data = with_imported(data)
+    for key in data:
+        if key not in Recipe.__dataclass_fields__ and difflib.get_close_matches(str(key), [EXTENDS], cutoff=0.8):
+            raise ConfigError(str(key), f"unknown key; did you mean {EXTENDS!r}?")
     try:
         return loader.from_mapping(Recipe, data)
     except ConfigError as error:
@@ -227,7 +233,7 @@ def resolve(name: str) -> dict[str, Any]:
     here: Path | None = None
     while len(chain) <= MAX_EXTENDS:
         data, here = _read(name, here)
-        base = data.pop("extends", None)
+        base = data.pop(EXTENDS, None)
         data.setdefault("name", Path(name).stem)
         chain.append(data)
         if base is None:
@@ -236,9 +242,9 @@ def resolve(name: str) -> dict[str, Any]:
                 merged = loader.merge(merged, layer)
             return merged
         if not isinstance(base, str):
-            raise ConfigError("extends", f"got {base!r}, must be one recipe's name or path")
+            raise ConfigError(EXTENDS, f"got {base!r}, must be one recipe's name or path")
         name = base
-    raise ConfigError("extends", f"more than {MAX_EXTENDS} recipes extend each other; is there a circle?")
+    raise ConfigError(EXTENDS, f"more than {MAX_EXTENDS} recipes extend each other; is there a circle?")
 
 
 def _read(name: str, relative_to: Path | None) -> tuple[dict[str, Any], Path]:
