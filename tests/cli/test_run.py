@@ -38,6 +38,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(tmp_path: Path, capsys: pyt
         assert f"{stage.tokens:,} tokens in rows of {stage.context} " in shown["costs"]
     for pattern in (
         r"parameters +[\d,]+",
+        r"preferences +36,000 tokens written",  # 200 + 100 problems, 4 answers each of 30 tokens
         r"in all +[\d,]+ tokens trained on, \S+ FLOPs",
         r"memory +about \S+ GiB",
         r"time +about \S+ (s|min), by short trials",
@@ -56,7 +57,7 @@ def test_a_dry_run_counts_the_parameters_of_the_real_model(smoke_run: Path, caps
 def test_a_dry_run_without_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
     shown = dry_run(capsys, "smoke", "dpo=null")
     assert not re.search(r"^(preferences|dpo|eval\.dpo) ", shown["stages"], flags=re.MULTILINE)
-    assert not re.search(r"^dpo ", shown["costs"], flags=re.MULTILINE)
+    assert not re.search(r"^(preferences|dpo) ", shown["costs"], flags=re.MULTILINE)
     assert re.search(r"^grpo +reads tokenizer, sft$", shown["stages"], flags=re.MULTILINE)
 
 

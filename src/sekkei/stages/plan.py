@@ -77,8 +77,8 @@ def plan(recipe: Recipe) -> str:
         f"in all       {sum(tokens for tokens, _, _ in work.values()):,} tokens trained on, "
         f"{sum(flops.values()):.2e} FLOPs",
         f"memory       about {memory / hardware.GIB + BASE_GIB:.1f} GiB at the peak",
-        f"time         about {words.duration(sum(seconds.values()))}, {trial.source}; data, tokenizer and "
-        "bits per byte come on top",
+        f"time         about {words.duration(sum(seconds.values()))}, {trial.source}; data, tokenizer, "
+        "bits per byte, agent and studies come on top",
     ]
     if recipe.layout.world > 1:
         lines.append(
@@ -152,6 +152,9 @@ def _answers(recipe: Recipe) -> dict[str, int]:
     tuned = recipe.tuning
     asked = 1 + sum(stage.kind != "reward" for stage in tuned.values())
     found["eval.*"] = asked * problems * WRITTEN
+    pairing = recipe.preferences
+    if recipe.makes_pairs and pairing.path is None:
+        found["preferences"] = (pairing.prompts + pairing.held_out_prompts) * pairing.samples * WRITTEN
     for name, stage in tuned.items():
         if stage.kind in ROLLOUTS:
             found[f"{name}: rollouts"] = stage.config.steps * stage.config.prompts * stage.config.samples * WRITTEN

@@ -152,6 +152,7 @@ class Training:
             run.console.say(f"{self.stage:<{NAME_WIDTH}} goes on from step {checkpoints.newest()} of {steps}")
         trainer = Loop(
             stage=self.stage,
+            key=run.recipe.key_of(self.stage),
             steps=steps,
             config=loop,
             objective=objective,

@@ -69,6 +69,7 @@ class Loop:
         hooks: (every n steps, hook). The figure `watched` of a hook, where both fall on one
             step, chooses the best checkpoint.
         flops_per_token: for the model FLOP utilisation; peak_flops: of this machine.
+        key: of the stage's settings in the recipe, where it is not the stage's name.
     """
 
     stage: str
@@ -83,6 +84,7 @@ class Loop:
     hooks: Sequence[tuple[int, Hook]] = ()
     flops_per_token: float = 0.0
     peak_flops: float = 0.0
+    key: str = ""
     tokens: int = 0
     skipped: int = 0
 
@@ -156,10 +158,11 @@ class Loop:
             self.skipped += 1
             figures["skipped"] = float(self.skipped)
             if self.skipped >= MAX_SKIPPED:
+                lr = f"{self.key or self.stage}.{'critic_' if update.role == 'critic' else ''}optim.lr"
                 raise UserError(
                     f"{self.stage}: the gradient was not finite {MAX_SKIPPED} times in a row at step {step}; lower "
-                    f"{self.stage}.optim.lr (now {trainee.optimizer.config.lr}), which starts the stage anew; its last "
-                    f"good checkpoint is in {self.checkpoints.folder}"
+                    f"{lr} (now {trainee.optimizer.config.lr}), which starts the stage anew; its last good checkpoint "
+                    f"is in {self.checkpoints.folder}"
                 )
         prefix = "" if update.role == "policy" else f"{update.role}/"
         return {prefix + name: value for name, value in figures.items()}
