@@ -45,7 +45,7 @@ class Runner:
         dtype: torch.dtype | None,
         graphs: bool | None = None,
     ) -> None:
-        self.model, self.dtype = model, dtype
+        self.model, self.dtype, self.device = model, dtype, next(model.parameters()).device
         self.adapters: list[Adapter] = []
         self.forward = Forward(model, dtype)
         self.stale = False
@@ -54,10 +54,6 @@ class Runner:
         self.decode: DecodeBlocks | None = None
         self.tables = np.zeros((rows, -(-model.config.max_context // size)), np.int64)
         self.graphs = DecodeGraphs(model, self.store, *self.tables.shape, self.device) if fixed else None
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
 
     def refresh(self) -> None:
         """The weights have changed, or will have before the next pass, which reads them again."""
