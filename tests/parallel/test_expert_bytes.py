@@ -17,8 +17,9 @@ from sekkei.parallel.apply import Sharded
 from sekkei.parallel.cost import Cluster, data_bytes, exchange_bytes, find_gpu, step_seconds
 from sekkei.parallel.layout import Layout, Mesh
 from sekkei.parallel.memory import Job, parameter_table, state_bytes
-from sekkei.parallel.peak import activation_bytes, rank_bytes
+from sekkei.parallel.peak import rank_bytes
 from sekkei.parallel.pipeline import Pipelined
+from sekkei.parallel.saved import activation_bytes
 from sekkei.parallel.search import parse_layout, search
 from sekkei.prove.trace import trace
 

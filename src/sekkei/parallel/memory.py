@@ -19,14 +19,8 @@ widens the gradients of a rank's slices to fp32 while it runs.
 
 Exact in all stages; stage 3 with bf16 weights keeps fp32 shards that are gathered in bf16.
 
-A pipeline rank has its own layers, the first one the embedding too, the last one norm, head and logits; it keeps the
-activations of as many micro-batches as its schedule lets in before the first one comes back:
-
-    gpipe m      1f1b min(m, pp - rank)      of its two stages: interleaved min(2 m, 3 pp - 2 rank - 1)
-                                                                zero_bubble min(2 m, 2 pp)
-
-(Narayanan et al. 2021, section 2.2. zero_bubble begins with pp - rank - 1 forward passes less and puts `rank` weight
-gradients off, until when it keeps the activations: Qi et al. 2023, ZB-H1.)
+A pipeline rank has its own layers, the first one the embedding too, the last one norm, head and logits; how many
+micro-batches' activations it keeps is its schedule's (order.py).
 
 Experts: a rank has E / ep of each layer, N is dp · cp / ep for them, and its rows are taken as its share, as if loads
 were balanced. Routers' biases lie whole and wide on every rank, without gradients.
@@ -48,7 +42,7 @@ from typing import Literal
 from sekkei.core.errors import ConfigError
 from sekkei.model.config import ModelConfig
 from sekkei.parallel.experts import is_expert
-from sekkei.parallel.layout import CHUNKS, Layout
+from sekkei.parallel.layout import Layout
 from sekkei.parallel.tensor import cut_dim
 
 Weights = Literal["fp64", "fp32", "bf16"]
@@ -220,18 +214,6 @@ def micro_tokens(job: Job, layout: Layout) -> int:
     return job.micro_rows * job.context // layout.cp
 
 
-def held_layers(job: Job, layout: Layout, stage: int) -> int:
-    """Layers whose activations a pipeline rank holds at its peak, each counted once per micro-batch."""
-    layers, passes = job.model.num_layers, job.passes(layout)
-    if layout.pp == 1:
-        return layers
-    if layout.schedule == "zero_bubble":
-        return min(2 * passes, 2 * layout.pp) * layers // layout.stages
-    if CHUNKS[layout.schedule] == 2:
-        return min(2 * passes, 3 * layout.pp - 2 * stage - 1) * layers // layout.stages
-    return (passes if layout.schedule == "gpipe" else min(passes, layout.pp - stage)) * layers // layout.pp
-
-
 @dataclass(frozen=True)
 class Held:
     """Parameters on one rank of a pipeline stage: outside of blocks, in all blocks, of those in spread experts; and in
@@ -247,6 +229,11 @@ class Held:
 def held_parameters(model: ModelConfig, layout: Layout, stage: int = 0) -> Held:
     """Before ZeRO divides them; without routers' biases, which no gradient reaches."""
     return _held(local_table(model, layout, stage), layout.ep > 1)
+
+
+def stage_parameters(model: ModelConfig, layout: Layout, number: int) -> Held:
+    """Those of one stage, of which a rank may have two."""
+    return _held(_local_table(model, layout.stages, layout.stages, layout.tp, layout.ep, number), layout.ep > 1)
 
 
 @lru_cache

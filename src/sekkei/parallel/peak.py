@@ -22,103 +22,26 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import prod
-from typing import Literal
 
-from sekkei.model.flops import cast_weights, saved_by_mlp
-from sekkei.model.logprobs import CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS, KEEP_ELEMENTS
 from sekkei.parallel.experts import is_expert
 from sekkei.parallel.layout import Layout
 from sekkei.parallel.memory import (
     Job,
     Table,
-    held_layers,
     held_parameters,
     hidden_bytes,
     kv_width,
-    layers_here,
     local_table,
     micro_tokens,
     routed_bytes,
+    stage_parameters,
     state_bytes,
 )
+from sekkei.parallel.order import State, states
+from sekkei.parallel.saved import Device, activation_bytes, logit_bytes
 from sekkei.parallel.zero import BUCKET_ELEMENTS
 
-Device = Literal["cpu", "cuda"]
 PARTS = ("params", "grads", "master", "moments", "activations", "casts", "logits", "gathered", "buckets")
-
-
-def activation_bytes(job: Job, layout: Layout, stage: int = 0) -> dict[str, int]:
-    """What autograd saves on pipeline rank `stage`: the table of model/flops.py by what cuts each line.
-
-        over tp                    s (A + F), s 3 F, s (A + 2 C), 4 · 2 (A + C), 4 N
-        over tp with the sequence  4 · 4 D: the norms stand outside of `gather`
-        not cut                    s c D: inputs of projections are gathered; the mask, s T (none with cp: the ring's
-                                   blocks make theirs); all of experts, whose tokens are data ranks'
-
-    With `full` recomputation: one block whole, and every block's input in the weights' dtype. With `selective`: neither
-    the mask nor 4 N (the statistics of a fused kernel's softmax), but for one block.
-
-    Returns:
-        activations: of blocks. inputs: of these, what `full` keeps from the forward pass. end: of the last norm, and
-        what the head reads. casts: of weights that autocast narrows. once: the same in one forward pass.
-    """
-    model, s, tp = job.model, job.compute, layout.tp
-    d, h, here = model.hidden_size, model.head_size, layers_here(model, layout, stage)
-    a, c = model.num_heads * h, model.num_kv_heads * h
-    sequence = tp if layout.sequence_parallel else 1
-    wide, stream = max(4, s), job.weight
-    casting = s < stream  # every projection casts its input anew; narrow weights share one
-    cut = s * a + s * (a + 2 * c) + (2 * wide * (a + c) if model.qk_norm else 0)
-    counted = s * (2 if s < wide else 1) * d  # inputs of the MLP in `saved_by_mlp`
-    projected = s * (5 if casting else 2) * d
-    kinds = [(min(group), len(group)) for group in _kinds(here, model.dense_layers) if group]  # a layer of it, how many
-    mlps = [saved_by_mlp(model, i, s) - counted for i, _ in kinds]
-    each = [(cut + mlp) // tp + 4 * wide * d // sequence + projected for mlp in mlps]
-    scores = wide * model.num_heads // tp + (s * job.context if layout.cp == 1 else 0)
-    tokens, layers, last = micro_tokens(job, layout), held_layers(job, layout, stage), stage == layout.pp - 1
-    if layout.cp > 1:
-        each = [size + s * a // tp for size in each]  # what attention gives, before and after it is laid out anew
-    held = layers * sum(size * count for size, (_, count) in zip(each, kinds, strict=True)) // len(here)
-    if layout.pp > 1 and layout.schedule == "zero_bubble":  # projections' gradients, which their weights' wait for
-        put_off = (stage + 1) * model.num_layers // layout.stages
-        held += put_off * s * ((a + 2 * c + 2 * model.intermediate_size) // tp + 2 * d)
-    inputs = layers * stream * d // sequence + (job.context if layout.cp == 1 else 0)  # and one mask, of truth values
-    blocks = {
-        "none": held + layers * scores,
-        "selective": held + scores,
-        "full": max(each) + scores + inputs - (stream * d // sequence if casting else 0),  # its input is one of them
-    }[layout.recompute]
-    end = 2 * wide * d // sequence + stream * d if last else 0
-    cast = [cast_weights(model, i, layout.ep) for i, _ in kinds]
-    whole = sum(size * count for size, (_, count) in zip(cast, kinds, strict=True))
-    matrices = max(cast) if layout.recompute == "full" else layers * whole // len(here)
-    once = s * whole // tp if casting else 0
-    casts = s * matrices // tp if casting else 0  # autograd keeps each forward pass's own
-    parts = {"activations": tokens * blocks, "inputs": tokens * inputs, "end": tokens * end}
-    return {**parts, "casts": casts, "once": once}
-
-
-def _kinds(here: list[int], dense: int) -> tuple[list[int], list[int]]:
-    """Layers with an MLP, and those with experts."""
-    return [i for i in here if i < dense], [i for i in here if i >= dense]
-
-
-def logit_bytes(job: Job, layout: Layout, device: Device) -> tuple[int, int]:
-    """The head's forward and backward pass: kept logits, a chunk's copies; and gradients of hidden states and of the
-    head.
-
-    Scored in chunks, and kept whole only where they are few (model/logprobs.py, vocab.py).
-    """
-    d, rows, tokens = job.model.hidden_size, job.model.vocab_size // layout.tp, micro_tokens(job, layout)
-    logits, s, wide, w = tokens * rows, job.compute, max(4, job.compute), job.weight
-    limit = CHUNK_ELEMENTS if device == "cpu" else GPU_CHUNK_ELEMENTS
-    chunk = min(logits, max(1, limit // rows) * rows)
-    copies = 4 if layout.tp > 1 else 3 if chunk < logits else 2
-    kept = s * logits if logits <= KEEP_ELEMENTS else 0
-    casts = s * d * (tokens + rows) if s < w else 0
-    gradients = w * d * tokens + (wide if layout.tp > 1 else w) * d * rows
-    forward = kept + copies * wide * chunk + casts + (0 if kept else s * chunk) + w * d * tokens  # the norm's result
-    return forward, kept + copies * wide * chunk + (s * chunk if s < wide else 0) + casts + gradients
 
 
 def instants(job: Job, layout: Layout, rank: int = 0, device: Device = "cuda") -> dict[str, dict[str, int]]:
@@ -132,46 +55,53 @@ def instants(job: Job, layout: Layout, rank: int = 0, device: Device = "cuda") -
     state = state_bytes(job.model, layout, job.weights, rank)
     kept = {key: state[key] for key in ("params", "master", "moments")}
     always = _always(job, layout, stage)
-    found = {**_backward(job, layout, stage, state["grads"], device), **_afterwards(job, layout, stage, state)}
+    if layout.pp == 1:
+        found = _backward(job, layout, state["grads"], device)
+    else:
+        found = _schedule(job, layout, stage, state["grads"], device)
+    found |= _afterwards(job, layout, stage, state)
     return {
         name: {part: kept.get(part, 0) + parts.get(part, 0) + (always if part == "buckets" else 0) for part in PARTS}
         for name, parts in found.items()
     }
 
 
-def _backward(job: Job, layout: Layout, stage: int, reduced: int, device: Device) -> dict[str, dict[str, int]]:
-    """`scores`, `loss`, `block` and `next`: what is there beside parameters, masters and moments.
+def _backward(job: Job, layout: Layout, reduced: int, device: Device) -> dict[str, dict[str, int]]:
+    """`scores`, `loss`, `block` and `next` without a pipeline: what is there beside parameters, masters and moments.
 
     Gradients of the passes before are whole with zero 0 and 1, and reduced with 2 and 3. With 3 the root stays
     gathered, and so does one block, or two while the next one is fetched; the head's and a block's gradients are whole.
     """
-    model, w, tokens = job.model, job.weight, micro_tokens(job, layout)
-    held, last, found = (
-        held_parameters(model, layout, stage),
-        stage == layout.pp - 1,
-        activation_bytes(job, layout, stage),
-    )
+    model, w = job.model, job.weight
+    held, found = held_parameters(model, layout), activation_bytes(job, layout, 0, device)
     grads = w * (held.root + held.blocks) if layout.zero < 2 else reduced
     gathered, whole = [0, 0], 0
     if layout.zero == 3:
         blocks = [min(count * held.largest, held.blocks) if layout.reshard else held.blocks for count in (1, 2)]
         gathered = [w * (held.root + size) for size in blocks]
-        whole = w * (held.largest + (model.vocab_size * model.hidden_size // layout.tp if last else 0))
-    again = layout.recompute == "full"
-    working = tokens * (w * model.hidden_size + 2 * job.compute * model.intermediate_size // layout.tp)
+        whole = w * (held.largest + model.vocab_size * model.hidden_size // layout.tp)
     block = {
         "grads": grads + whole,
-        "activations": found["activations"] + working,
+        "activations": found["activations"] + max(_working(job, layout), found["explicit"]),
         "casts": found["casts"],
         "gathered": gathered[1],
         "buckets": _passing(job, layout),
     }
-    found_at = {"block": block}
-    if layout.zero == 3 and again and len(layers_here(model, layout, stage)) > 1:
+    _, forward, backward = logit_bytes(job, layout, device)
+    again = layout.recompute == "full"
+    loss = {
+        "grads": grads,
+        "activations": (found["kept"] if again else found["activations"]) + found["end"],
+        "casts": 0 if again else found["casts"],
+        "logits": backward,
+        "gathered": gathered[0],
+    }
+    scores = {**loss, "casts": max(found["once"], loss["casts"]), "logits": forward}
+    found_at = {"scores": scores, "loss": loss, "block": block}
+    if layout.zero == 3 and again and model.num_layers > 1:
         # `fully_shard` keeps what it sums of a block until the next block's sums, and that one begins with down_proj
-        head = model.vocab_size // layout.tp if last else 0
-        begun = w * model.hidden_size * (model.intermediate_size // layout.tp + head)
-        inputs = tokens * w * model.hidden_size // (layout.tp if layout.sequence_parallel else 1)
+        begun = w * model.hidden_size * (model.intermediate_size // layout.tp + model.vocab_size // layout.tp)
+        inputs = micro_tokens(job, layout) * w * model.hidden_size // (layout.tp if layout.sequence_parallel else 1)
         sums = job.wide if layout.reduce == "fp32" else w
         found_at["next"] = {
             **block,
@@ -179,18 +109,136 @@ def _backward(job: Job, layout: Layout, stage: int, reduced: int, device: Device
             "activations": block["activations"] - inputs,
             "buckets": block["buckets"] + sums * held.largest,
         }
-    if not last:
-        return found_at
-    forward, backward = logit_bytes(job, layout, device)
-    loss = {
-        "grads": grads,
-        "activations": (found["inputs"] if again else found["activations"]) + found["end"],
-        "casts": 0 if again else found["casts"],
-        "logits": backward,
-        "gathered": gathered[0],
-    }
-    scores = {**loss, "casts": max(found["once"], loss["casts"]), "logits": forward}
-    return {"scores": scores, "loss": loss, **found_at}
+    return found_at
+
+
+def _working(job: Job, layout: Layout) -> int:
+    """Temporaries of the backward pass of an MLP."""
+    width = job.weight * job.model.hidden_size + 2 * job.compute * job.model.intermediate_size // layout.tp
+    return micro_tokens(job, layout) * width
+
+
+def _schedule(job: Job, layout: Layout, stage: int, reduced: int, device: Device) -> dict[str, dict[str, int]]:
+    """The same of a pipeline rank: the instants at which a state of its schedule (order.py) has most."""
+    found: dict[str, dict[str, int]] = {}
+    rank = _Stages(job, layout, stage, reduced, device)
+    for state in states(layout.schedule, layout.pp, stage, job.passes(layout)):
+        for name, parts in rank.at(state).items():
+            if name not in found or sum(parts.values()) > sum(found[name].values()):
+                found[name] = parts
+    return found
+
+
+class _Stages:
+    """Bytes of a pipeline rank's stages, each with what it saves of a forward pass.
+
+    A pass keeps its activations, casts and rotary tables, the last stage's its logits too. Its first input is a buffer
+    that is there for every micro-batch (`_always`), its result is kept until its backward pass, or with two stages per
+    rank until the step ends, as are gradients that were sent: torch drops those transfers then. Gradients of weights
+    exist from a stage's first backward pass on. With ZeRO-3 they are whole until the step ends, and blocks stay
+    gathered after a backward pass until the next forward pass: so torch's schedules have it.
+    """
+
+    def __init__(self, job: Job, layout: Layout, rank: int, reduced: int, device: Device) -> None:
+        self.job, self.layout = job, layout
+        self.numbers = range(rank, layout.stages, layout.pp)
+        self.saved = [activation_bytes(job, layout, number, device) for number in self.numbers]
+        self.last = [number == layout.stages - 1 for number in self.numbers]
+        self.logits, self.forward, self.backward = logit_bytes(job, layout, device)
+        self.hidden = hidden_bytes(job, layout)
+        self.tables = 2 * job.compute * job.model.head_size * micro_tokens(job, layout)
+        self.held = [stage_parameters(job.model, layout, number) for number in self.numbers]
+        self.reduced = reduced
+        self.again = layout.recompute == "full"
+
+    def at(self, state: State) -> dict[str, dict[str, int]]:
+        """Instants of a state: `pass`, the end of a forward pass, and `scores` of the last stage; `loss` and `block` of
+        a backward pass.
+
+        Input gradients alone are most at their end, in the first norm: a gradient and four temporaries. The weight
+        gradients that were put off begin with all that was kept for them, and with one matrix.
+        """
+        job, chunk, saved = self.job, state.chunk, self.saved[state.chunk]
+        waiting, first, last = self._waiting(state), self.numbers[chunk] == 0, self.last[chunk]
+        if state.kind == "F":
+            fetched = job.weight * self.held[chunk].largest if self.layout.zero == 3 else 0  # and what it came in
+            found = {"pass": _plus(waiting, buckets=0 if last else self.hidden, gathered=fetched)}
+            if last:
+                casts = saved["once"] - (0 if self.again else saved["casts"])
+                found["scores"] = _plus(waiting, logits=self.forward - self.logits, casts=max(0, casts))
+            elif self.again:
+                found["pass"]["casts"] += saved["once"]
+            return found
+        if state.kind == "I" and first:
+            return {}
+        if state.kind == "W" and not first:
+            matrix = job.model.hidden_size * job.model.intermediate_size // self.layout.tp
+            return {"block": _plus(waiting, grads=(job.compute + job.weight) * matrix)}
+        working, done = max(_working(job, self.layout), saved["explicit"]), self.logits + saved["end"] if last else 0
+        if state.kind == "I":
+            width = job.model.hidden_size // (self.layout.tp if self.layout.sequence_parallel else 1)
+            working, done = max(working, 5 * job.wide * width * micro_tokens(job, self.layout)), 0
+        block = _plus(
+            waiting,
+            activations=saved["activations"] - saved["kept"] + working - (saved["end"] if done else 0),
+            logits=-self.logits if done else 0,
+            casts=saved["casts"] if self.again else 0,
+            grads=0 if state.begun[chunk] or state.kind == "I" else self._head(chunk),
+            gathered=self._fetched(chunk),
+            buckets=_passing(job, self.layout),
+        )
+        own = saved["owed"] if state.kind == "I" else 0  # comes with the blocks
+        loss = _plus(waiting, logits=self.backward - self.logits, activations=-own)
+        return {"block": block, "loss": loss} if last else {"block": block}
+
+    def _waiting(self, state: State) -> dict[str, int]:
+        """What is there whatever the action does at the moment."""
+        parts = dict.fromkeys(("grads", "activations", "casts", "logits", "gathered", "buckets"), 0)
+        looped = len(self.numbers) > 1
+        for chunk, number in enumerate(self.numbers):
+            passes, saved, first, last = state.held[chunk], self.saved[chunk], number == 0, self.last[chunk]
+            received = 0 if first else self.hidden  # a block's input, which the buffers of all micro-batches hold
+            parts["activations"] += passes * (saved["kept"] + saved["end"] - received)
+            parts["activations"] += state.owed[chunk] * saved["owed"]
+            parts["casts"] += 0 if self.again else passes * saved["casts"]
+            parts["logits"] += passes * self.logits if last else 0
+            sent = 0 if last else (state.outs[chunk] if looped else passes)
+            back = 0 if first else state.backs[chunk]
+            if self.layout.schedule == "1f1b":
+                back = min(1, back)
+            parts["buckets"] += passes * self.tables + (sent + back) * self.hidden
+            if state.begun[chunk]:
+                parts["grads"] += self._gradients(chunk)
+            if self.layout.zero == 3:
+                held = self.held[chunk]
+                blocks = held.blocks if state.whole[chunk] or not self.layout.reshard else 0
+                if chunk == state.chunk and self.layout.reshard:
+                    blocks = min(held.largest, held.blocks)  # of the next one to come
+                parts["gathered"] += self.job.weight * (held.root + blocks)
+        return parts
+
+    def _fetched(self, chunk: int) -> int:
+        """Of ZeRO-3: the block after the one that is computed."""
+        held = self.held[chunk]
+        more = self.layout.zero == 3 and self.layout.reshard
+        return self.job.weight * min(held.largest, held.blocks - held.largest) if more else 0
+
+    def _gradients(self, chunk: int) -> int:
+        count = self.held[chunk].root + self.held[chunk].blocks
+        if self.layout.zero < 2:
+            return self.job.weight * count
+        if self.layout.zero == 2:
+            return self.reduced * count // sum(held.root + held.blocks for held in self.held)
+        return (self.job.wide if self.layout.reduce == "fp32" else self.job.weight) * count
+
+    def _head(self, chunk: int) -> int:
+        """Gradients that a stage's first backward pass has when it comes to its first block."""
+        head = self.job.model.vocab_size * self.job.model.hidden_size // self.layout.tp
+        return self.job.weight * head if self.last[chunk] else 0
+
+
+def _plus(parts: dict[str, int], **more: int) -> dict[str, int]:
+    return {name: size + more.get(name, 0) for name, size in parts.items()}
 
 
 def _afterwards(job: Job, layout: Layout, stage: int, state: dict[str, int]) -> dict[str, dict[str, int]]:
@@ -236,18 +284,14 @@ def _afterwards(job: Job, layout: Layout, stage: int, state: dict[str, int]) -> 
 
 
 def _always(job: Job, layout: Layout, stage: int) -> int:
-    """Rotary tables of a forward pass; of a pipeline, its buffers for every micro-batch, and what it carries."""
+    """Rotary tables; of a pipeline, the batch and buffers for every micro-batch instead."""
     tokens = micro_tokens(job, layout)
-    tables = 2 * job.compute * job.model.head_size * tokens
     if layout.pp == 1:
-        return tables
+        return 2 * job.compute * job.model.head_size * tokens
     passes, each = job.passes(layout), layout.stages // layout.pp
     edges = 2 * each - (stage in (0, layout.pp - 1))
-    flying = held_layers(job, layout, stage) * layout.stages // job.model.num_layers
-    last = stage == layout.pp - 1
-    sent = 0 if last and each == 1 else flying * hidden_bytes(job, layout)
     batch = passes * tokens * (4 * 8 + 4 + 8 * (4 if stage == 0 else 3))
-    return flying * tables + edges * passes * hidden_bytes(job, layout) + sent + batch
+    return edges * passes * hidden_bytes(job, layout) + batch
 
 
 def _passing(job: Job, layout: Layout) -> int:
