@@ -31,6 +31,7 @@ from sekkei.stages.pretrain import initial_model
 from sekkei.stages.run import Figures, Run
 from sekkei.stages.training import place, step_of
 from sekkei.text.tokenizer import Tokenizer
+from sekkei.train.gathered import SharedEngine
 from sekkei.train.step import PlainStep
 
 BITS_DOMAINS = ("docs", "code", "math")
@@ -115,7 +116,7 @@ class BitsStage:
 
 @dataclass(frozen=True)
 class EvaluateStage:
-    """Reasoning, everyday turns, refusals and in-context learning of one checkpoint.
+    """Reasoning, everyday turns, refusals and in-context learning of one checkpoint; ranks share what is asked.
 
     Args:
         checkpoint: the stage whose model is asked. label: its name in the figures ("base", "sft" …).
@@ -127,7 +128,7 @@ class EvaluateStage:
     label: str
     form: Form = "chat"
     version: int = 1
-    together: bool = False
+    together: bool = True
 
     @property
     def name(self) -> str:
@@ -144,7 +145,7 @@ class EvaluateStage:
 
     def run(self, run: Run, out: Path) -> Figures:
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
-        engine = Engine(load_model(run.artifact(self.checkpoint) / "model").to(run.device))
+        engine = SharedEngine(load_model(run.artifact(self.checkpoint) / "model").to(run.device))
         figures: Figures = {}
         with run.console.bar(self.name, 4) as bar:
             figures |= self._reasoning(engine, tokenizer)

@@ -17,6 +17,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from sekkei.stages.sft import own_file
 from sekkei.stages.training import check_length
 from sekkei.text.chat import encode_prompt
 from sekkei.text.tokenizer import Tokenizer
+from sekkei.train.gathered import SharedEngine
 
 PAIRS = "pairs.jsonl"
 UNMATCHED = "unmatched"
@@ -43,12 +45,12 @@ UNMATCHED = "unmatched"
 
 @dataclass(frozen=True)
 class PreferencesStage:
-    """Asks the SFT model, lets the verifier judge, and writes pairs."""
+    """Asks the SFT model, lets the verifier judge, and writes pairs; ranks share what is asked."""
 
     recipe: Recipe
     name: str = "preferences"
     version: int = 2
-    together: bool = False
+    together: bool = True
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -63,8 +65,8 @@ class PreferencesStage:
         config = self.recipe.preferences
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
         if config.path is not None:
-            return self._from_file(out, tokenizer, config.path)
-        engine = Engine(load_model(run.artifact("sft") / "model").to(run.device))
+            return run.ranks.first_does(partial(self._from_file, out, tokenizer, config.path))
+        engine = SharedEngine(load_model(run.artifact("sft") / "model").to(run.device))
         lines, figures = [], Counter[str]()
         sizes: tuple[tuple[Split, int], ...] = (("train", config.prompts), ("test", config.held_out_prompts))
         with run.console.bar(self.name, len(sizes)) as bar:
@@ -80,7 +82,8 @@ class PreferencesStage:
                     lines.append(json.dumps({"split": split, **vars(pair)}))
                     figures[f"preferences.{split}.{pair.kind}"] += 1
                 bar.update(number, split)
-        atomic.write_text(out / PAIRS, "".join(line + "\n" for line in lines))
+        if run.ranks.first:
+            atomic.write_text(out / PAIRS, "".join(line + "\n" for line in lines))
         return {name: float(count) for name, count in sorted(figures.items())}
 
     def _from_file(self, out: Path, tokenizer: Tokenizer, path: str) -> Figures:

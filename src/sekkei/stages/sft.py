@@ -12,7 +12,6 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from sekkei.core.errors import UserError
 from sekkei.core.seed import derive_seed
 from sekkei.data.batch import Sample
 from sekkei.data.tasks import Message, calculator, chain, everyday, refusals
-from sekkei.engine.engine import Engine
 from sekkei.evals.reasoning import ChainExam, held_out_problems
 from sekkei.model.transformer import Transformer
 from sekkei.objectives.conversations import fitting, learned_turns, read_conversations
@@ -34,6 +32,7 @@ from sekkei.stages.run import Figures, Run
 from sekkei.stages.training import Training, check_length, sample_hook
 from sekkei.text.chat import Rendered, encode_chat, encode_prompt
 from sekkei.text.tokenizer import Tokenizer
+from sekkei.train.gathered import SharedEngine
 
 Example = Callable[[int], Sample]
 Demonstrate = Callable[[random.Random], Rendered]
@@ -81,7 +80,7 @@ class SFTStage:
             steps = config.steps + len(passed) * config.gate.extra_steps
             training = self._train(run, out, model, tokenizer, example, steps)
             model = training.model()
-            reached = run.ranks.first_does(partial(self._sampled_pass1, model, tokenizer))
+            reached = self._sampled_pass1(model, tokenizer)
             if reached >= config.gate.min_pass1_sampled:
                 break
             if len(passed) >= config.gate.rounds:
@@ -193,7 +192,7 @@ class SFTStage:
         operations = [rng.choice(chains.train_operations) for _ in range(own.prompts)]
         problems = [chain.sample_problem(rng, count, "train", chains) for count in operations]
         form = self.recipe.form_of(own.stage)
-        engine = Engine(load_model(run.artifact(own.stage) / "model").to(run.device))
+        engine = SharedEngine(load_model(run.artifact(own.stage) / "model").to(run.device))
         exam = ChainExam(engine, tokenizer, problems, own.max_tokens, form)
         kept: list[list[Message]] = []
         for problem, group in zip(problems, exam.ask(own.temperature, own.samples, seed), strict=True):
@@ -210,7 +209,7 @@ class SFTStage:
     def _sampled_pass1(self, model: Transformer, tokenizer: Tokenizer) -> float:
         chains = self.recipe.data.chain
         problems = held_out_problems(chains, chains.held_out_operations, GATE_PROBLEMS, self.recipe.seed + 1)
-        exam = ChainExam(Engine(model), tokenizer, problems, self.recipe.eval.max_tokens)
+        exam = ChainExam(SharedEngine(model), tokenizer, problems, self.recipe.eval.max_tokens)
         return exam.sampled(self.recipe.seed)["pass1_sampled"]
 
 

@@ -1,4 +1,4 @@
-"""Whole weights from a layout, and an engine that generates with them.
+"""Whole weights from a layout, and engines that share out what is to be generated with them.
 
     each rank's parts ── gather_named ──> a whole copy on every rank ── engine ──> this rank's share of the requests
                                                                                    │
@@ -6,7 +6,8 @@
 
 While ranks generate no collective crosses them: answers differ in length. The copy is made with the first request and
 costs the weights once more; later only what training moves is gathered anew, of an adapter (model/lora.py) its own
-numbers. It does not handle models that do not fit one rank whole.
+numbers. Evaluation, which reads its model from a file, begins with whole copies (`SharedEngine`). It does not handle
+models that do not fit one rank whole.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from sekkei.core import dist
+from sekkei.core.progress import Bar
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Completion, Request
 from sekkei.model.lora import empty_lora
@@ -52,6 +54,24 @@ def refresh(copy: Transformer, placed: Sharded | Pipelined, masters: bool = Fals
         own[name].copy_(tensor)
 
 
+class SharedEngine(Engine):
+    """An engine that every rank has, with the same whole model: each answers its share, and all have all answers."""
+
+    def generate(self, requests: Sequence[Request], progress: Bar | None = None) -> list[list[Completion]]:
+        """As on one process; all ranks take part, with the same requests, and refuse them together."""
+        rank, world = dist.rank(), dist.world_size()
+        if world == 1:
+            return super().generate(requests, progress)
+        for request in requests:
+            self.check(request)
+        own = super().generate(requests[rank::world], progress) if requests[rank::world] else []
+        parts = dist.gather_json([[asdict(completion) for completion in group] for group in own])
+        return [
+            [Completion(**{k: _tuples(v) for k, v in record.items()}) for record in parts[i % world][i // world]]
+            for i in range(len(requests))
+        ]
+
+
 class GatheredEngine:
     """Generates with a layout's weights of now.
 
@@ -61,22 +81,16 @@ class GatheredEngine:
 
     def __init__(self, placed: Sharded | Pipelined, device: torch.device, autocast: torch.dtype | None) -> None:
         self.placed, self.device, self.autocast = placed, device, autocast
-        self.engine: Engine | None = None
+        self.engine: SharedEngine | None = None
 
     def __call__(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Completions of each request, on every rank."""
         if self.engine is None:
-            self.engine = Engine(gathered(self.placed, self.device), dtype=self.autocast)
+            self.engine = SharedEngine(gathered(self.placed, self.device), dtype=self.autocast)
         else:
             refresh(self.engine.model, self.placed)
             self.engine.refresh(None)
-        rank, world = dist.rank(), dist.world_size()
-        own = self.engine.generate(list(requests[rank::world])) if requests[rank::world] else []
-        parts = dist.gather_json([[asdict(completion) for completion in group] for group in own])
-        return [
-            [Completion(**{k: _tuples(v) for k, v in record.items()}) for record in parts[i % world][i // world]]
-            for i in range(len(requests))
-        ]
+        return self.engine.generate(list(requests))
 
 
 def _tuples(value: Any) -> Any:
