@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 
 from sekkei.cli import chat, main
@@ -22,29 +23,36 @@ from sekkei.model.init import build
 from sekkei.serve.exchange import export_hf
 from sekkei.serve.opened import open_model
 from sekkei.stages.model_artifact import load_model, save_model
-from sekkei.text.tokenizer import END, THINK, THINK_END, TokenizerConfig, train_tokenizer
+from sekkei.text.tokenizer import END, THINK, THINK_END, Tokenizer, TokenizerConfig, train_tokenizer
 
 VOCABULARY, CONTEXT, REPLY = 288, 64, 8
 TEXT = ["so you say hello to me and I say hello to you, hmm, well well"] * 40
+CALL = "<tool> calculator : 2 + 3 </tool>"  # one token here
 FOLLOWS = ("<|assistant|>", THINK, " well", THINK_END, " hello", END), (" you", " hello")
 
 
-def write_run(folder: Path) -> Path:
-    """A run with a finished SFT model: after the assistant's mark it thinks " well" and says " hello"."""
-    tokenizer = train_tokenizer(TEXT, TokenizerConfig(vocab_size=VOCABULARY), [" well", " hello", " you"])
-    tokenizer.save(folder / "tokenizer")
+def write_run(folder: Path, follows: tuple[tuple[str, ...], ...] = FOLLOWS, context: int = CONTEXT) -> Path:
+    """A run with a finished SFT model: by default, after the assistant's mark it thinks " well" and says " hello"."""
+    train_tokenizer(TEXT, TokenizerConfig(vocab_size=VOCABULARY), [" well", " hello", " you"]).save(
+        folder / "tokenizer"
+    )
+    inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
+    inner.add_tokens([CALL])
+    inner.save(str(folder / "tokenizer" / "tokenizer.json"))
+    tokenizer = Tokenizer.load(folder / "tokenizer")
     (folder / "recipe.yaml").write_text("name: tiny\npretrain: {general: {}, long: {}}\nsft: {}\ndpo: {}\ngrpo: {}\n")
+    size = VOCABULARY + 1
     config = ModelConfig(
-        hidden_size=64, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_size=32, vocab_size=VOCABULARY,
-        max_context=CONTEXT,
+        hidden_size=64, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_size=32, vocab_size=size,
+        max_context=context,
     )  # fmt: skip
     model = build(config, 0)
     with torch.no_grad():
         model.layers["0"].attention.o_proj.weight.zero_()  # the block adds nothing: the last token decides alone
         model.layers["0"].mlp.down_proj.weight.zero_()
-        model.embed.weight.copy_(torch.randn(VOCABULARY, 64, generator=torch.Generator().manual_seed(0)))
+        model.embed.weight.copy_(torch.randn(size, 64, generator=torch.Generator().manual_seed(0)))
         model.lm_head.weight.zero_()
-        for chain in FOLLOWS:
+        for chain in follows:
             for before, after in itertools.pairwise(chain):
                 model.lm_head.weight[tokenizer.id_of(after)] += model.embed.weight[tokenizer.id_of(before)]
     finish(folder, "sft", model)
@@ -200,6 +208,19 @@ def test_lines_of_a_pipe_know_nothing_of_each_other(run: Path) -> None:
     assert typed(talk, "one\ntwo\n") == "( well)\n hello\n( well)\n hello\n"
     assert talk.turns == []
     assert talk.prompt("hi")[0] == first
+
+
+def test_a_call_of_the_calculator_is_worked_out(tmp_path: Path) -> None:
+    """This model calls at every turn, so it is stopped after the most calls of a reply."""
+    talk = conversation(write_run(tmp_path / "calls", (("<|assistant|>", CALL, END),), context=512))
+    assert typed(talk, "hi\n") == f"{CALL}\n", "a model of someone else's"
+    talk.calculates, talk.turns = True, []
+    talk.sampling = Sampling(max_tokens=2, temperature=0.0, stop_tokens=(talk.words.tokenizer.end_id,))
+    calls = [{"role": "assistant", "content": "x"}, {"role": "tool", "content": "<result> 5 </result>"}]
+    told = talk.words.tokenizer.decode(talk.prompt("hi", calls)[0])
+    assert told.endswith("x<|end|><|tool|><result> 5 </result><|end|><|assistant|>")
+    assert typed(talk, "hi\n") == f"{CALL}\n(<result> 5 </result>)\n" * chat.MAX_CALLS + f"{CALL}\n"
+    assert [turn["content"] for turn in talk.turns] == ["hi", CALL], "what it calculated is not kept"
 
 
 def test_a_hugging_face_folder_is_talked_to(

@@ -4,10 +4,11 @@ Replies go to standard output, everything else (the greeting, notes, the prompt 
 `echo "Who are you?" | sekkei chat runs/laptop` prints the answer alone. In a pipe every line is a conversation of its
 own, so a file of questions gets answers that do not depend on their order. Thinking is shown dim on a terminal
 and in brackets elsewhere. Earlier turns that no longer fit the context are left out, with a note; what the
-model thought in them is never shown to it again. A model that was only pretrained knows no turns: it
-continues what is typed.
+model thought and calculated in them is never shown to it again. A run's model may call the calculator that it learned
+to use: its call is worked out, the result is shown, and it goes on. A model that was only pretrained knows no turns:
+it continues what is typed.
 
-It does not handle tools, several conversations, or saving one.
+It does not handle other tools (`sekkei agent`), several conversations, or saving one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import typer
 from sekkei.core.errors import UserError
 from sekkei.core.seed import derive_seed
 
+MAX_CALLS = 4  # of the calculator, in one reply
 SMALL = 50e6  # parameters; below that a run's model is one that learned on a laptop
 HELP = """/reset          forget the conversation
 /system TEXT    give a system message (and forget the conversation); no TEXT takes it back
@@ -62,6 +64,7 @@ def command(
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens, stop_tokens=opened.words.stop_tokens)
     piped = not sys.stdin.isatty()
     talk = Conversation(Engine(opened.model), opened.words, sampling, thinking=not no_thinking, fresh=piped)
+    talk.calculates = opened.stage is not None
     _note(greeting(opened, folder))
     converse(talk, sys.stdin, sys.stdout)
 
@@ -73,7 +76,7 @@ def greeting(opened: Any, folder: Path) -> str:
     if not opened.words.chats:
         what = "it continues text and knows no turns"
     elif tiny:
-        what = "it likes short everyday turns and chain arithmetic"
+        what = "it likes short everyday turns, chain arithmetic and sums"
     else:
         what = f"its context holds {opened.model.config.max_context} tokens"
     name = f"{opened.stage} of {folder}" if opened.stage is not None else str(folder)
@@ -86,7 +89,8 @@ class Conversation:
 
     Args:
         engine: with the model. words: of the same model. sampling: of every reply.
-        thinking: may it think first. fresh: every message begins a new conversation.
+        thinking: may it think first. fresh: every message begins a new conversation. calculates: its calls of the
+            calculator are worked out.
     """
 
     engine: Any
@@ -94,6 +98,7 @@ class Conversation:
     sampling: Any
     thinking: bool = True
     fresh: bool = False
+    calculates: bool = False
     system: str = ""
     turns: list[dict[str, str]] = field(default_factory=list)
     asked: int = 0
@@ -108,9 +113,11 @@ class Conversation:
         """Most tokens of a prompt that leave room for a whole reply."""
         return int(self.engine.model.config.max_context - self.sampling.max_tokens)
 
-    def prompt(self, text: str) -> tuple[list[int], int]:
+    def prompt(self, text: str, calls: Sequence[dict[str, str]] = ()) -> tuple[list[int], int]:
         """Ids to continue from, and how many earlier turns had to be left out.
 
+        Args:
+            calls: what it calculated for this reply so far, calls and results in turn.
         Raises:
             UserError: `text` alone does not fit the context.
         """
@@ -119,7 +126,7 @@ class Conversation:
         head = [{"role": "system", "content": self.system}] if self.system else []
         dropped = 0
         while True:
-            turns = [*self.turns[dropped:], {"role": "user", "content": text}]
+            turns = [*self.turns[dropped:], {"role": "user", "content": text}, *calls]
             ids = self.words.chat([*head, *turns], thinking=self.thinking)
             if len(ids) <= self.room or dropped == len(self.turns):
                 return self._fitting(ids), dropped
@@ -142,6 +149,12 @@ class Conversation:
         for token, _ in self.engine.stream(request):
             yield token
 
+    def results(self, reply: str) -> str:
+        """The message that answers the calls of the calculator in a reply; empty where there are none."""
+        from sekkei.data.tasks import calculator
+
+        return calculator.results_text(calculator.respond(reply)) if self.calculates and not self.base else ""
+
     def remember(self, text: str, reply: str, dropped: int) -> None:
         """Add a finished turn; a base model's are not turns."""
         if not self.base and not self.fresh:
@@ -157,19 +170,44 @@ def converse(talk: Conversation, source: TextIO, out: TextIO) -> None:
                 return
             continue
         try:
-            ids, dropped = talk.prompt(text)
+            reply, dropped = answer(talk, text, out)
         except UserError as error:  # this message is too long, the conversation goes on
             _note(f"({error})")
             continue
-        if dropped:
-            _note(f"(the {dropped} oldest messages are left out: the context holds {talk.room} tokens of them)")
-        try:
-            reply = show(talk, ids, out)
         except KeyboardInterrupt:
             print(file=out, flush=True)
             _note("(stopped; this turn is forgotten)")
             continue
         talk.remember(text, reply, dropped)
+
+
+def answer(talk: Conversation, text: str, out: TextIO) -> tuple[str, int]:
+    """Stream the reply to one message, with the results of what it calculates on the way.
+
+    Returns its last words, and how many earlier turns had to be left out.
+
+    Raises:
+        UserError: the message, or a call with its result, does not fit the context.
+    """
+    calls: list[dict[str, str]] = []
+    noted = 0
+    while True:
+        ids, dropped = talk.prompt(text, calls)
+        if dropped > noted:
+            _note(f"(the {dropped} oldest messages are left out: the context holds {talk.room} tokens of them)")
+            noted = dropped
+        reply = show(talk, ids, out)
+        results = talk.results(reply)
+        if not results or len(calls) == 2 * MAX_CALLS:
+            return reply, dropped
+        dim, plain = marks_of(out)
+        print(f"{dim}{results}{plain}", file=out, flush=True)
+        calls += [{"role": "assistant", "content": reply.strip()}, {"role": "tool", "content": results}]
+
+
+def marks_of(out: TextIO) -> tuple[str, str]:
+    """What stands around thoughts and results: dim on a terminal, brackets elsewhere."""
+    return ("\x1b[2m", "\x1b[0m") if out.isatty() and "NO_COLOR" not in os.environ else ("(", ")")
 
 
 def messages(source: TextIO) -> Iterator[str]:
@@ -222,7 +260,7 @@ def show(talk: Conversation, ids: Sequence[int], out: TextIO) -> str:
 
     from sekkei.text.tokenizer import THINK, THINK_END
 
-    dim, plain = ("\x1b[2m", "\x1b[0m") if out.isatty() and "NO_COLOR" not in os.environ else ("(", ")")
+    dim, plain = marks_of(out)
     marks = re.compile(f"({re.escape(THINK)}|{re.escape(THINK_END)})")
     growing = decoders.DecodeStream(skip_special_tokens=False)
     visible: list[str] = []
