@@ -17,8 +17,8 @@ No keys are gathered into a padded copy, which on a CPU costs 2-20x the attentio
 length, not the longest one's. Prompts (prefill) attend in right-padded groups of like length; one that begins at 0
 uses its own keys, one that goes on after a shared or earlier part gathers that part.
 
-It runs on CPU and CUDA by the same calls; it was measured on CPU only, and has no CUDA graph or fused kernel. It
-does not handle quantised keys, or tensor-parallel heads.
+It runs on CPU and CUDA by the same calls, and was measured on CPU only; passes that a CUDA graph replays attend in
+graphs.py. It does not handle quantised keys, or tensor-parallel heads.
 
 Shapes: `R` rows, `N` query heads, `K` key/value heads, `G` = N / K, `H` head width, `T` tokens of the pass.
 """
