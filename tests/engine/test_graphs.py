@@ -6,14 +6,19 @@ The property test of test_arrivals.py runs with them, too.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.engine.engine import Engine
+from sekkei.engine.forward import Forward
 from sekkei.engine.graphs import SWITCH, DecodeGraphs, wants_graphs
 from sekkei.engine.request import Completion, Request, Sampling
 from sekkei.model.config import ModelConfig, MoEConfig
@@ -65,6 +70,64 @@ def test_fixed_shapes_draw_what_the_ordinary_pass_draws(changes: dict[str, objec
     assert 3 <= len(shapes) <= 12, "few shapes, whatever comes"
     assert all(rows in (1, 2, 4, 7) and columns in (1, 2, 4, 8, 10) for rows, columns in shapes)
     assert plain.runner.graphs is None
+
+
+class Operations(TorchDispatchMode):
+    """Writes down what is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.add(func.name().partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+def of_the_host(run: Callable[[], object]) -> set[str]:
+    """Operations that a graph cannot hold: numbers that the host reads or gives, and sizes that hang on them."""
+    reads = ("item", "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "lift_fresh")
+    with Operations() as operations, torch.inference_mode():
+        run()
+    assert "aten::linear" in operations.names
+    return operations.names & {f"aten::{name}" for name in reads}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_fixed_pass_reads_nothing_on_the_host(model: Transformer, dtype: torch.dtype | None) -> None:
+    engine = Engine(model, block_size=4, dtype=dtype, graphs=True)
+    engine.generate(some(random.Random(6), 3))
+    for step in graphs_of(engine).ready.values():
+        assert not of_the_host(step)
+    plain = Engine(model, block_size=4, dtype=dtype, graphs=False)
+    plain.submit(some(random.Random(6), 1)[0])
+    assert of_the_host(plain.step), "the ordinary pass does, and it is noticed"
+
+
+def test_recorded_passes_can_be_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a CUDA graph does it: each shape's operations are written down once, with the tensors that they touched, and
+    run again from there; later with new weights in the same place."""
+    made, recorded = DecodeGraphs._made, []
+
+    def record(
+        self: DecodeGraphs, forward: Forward, shape: tuple[int, int], dtype: torch.dtype | None
+    ) -> Callable[[], torch.Tensor]:
+        step = made(self, forward, shape, dtype)
+        step()
+        recorded.append(shape)
+        return make_fx(step)()
+
+    monkeypatch.setattr(DecodeGraphs, "_made", record)
+    requests, sizes = some(random.Random(7), 6), {"max_batch": 5, "block_size": 4, "blocks": 20}
+    engine = Engine(build(CONFIG, seed=3), graphs=True, **sizes)  # type: ignore[arg-type]
+    for seed in (3, 9):
+        other = build(CONFIG, seed)
+        engine.refresh(dict(other.named_parameters()))
+        same(engine.generate(requests), Engine(other, **sizes).generate(requests))  # type: ignore[arg-type]
+        assert engine.preemptions > 0
+    assert len(recorded) == len(set(recorded)) > 2
 
 
 def test_new_weights_in_place_keep_the_graphs_and_moved_ones_do_not() -> None:
