@@ -31,8 +31,9 @@ class State(NamedTuple):
     kind, chunk: of the action. held: forward passes of each of the rank's stages whose graph is kept, that of the
     action among them. owed: of these, passes whose weight gradients are put off, so that the gradients of their
     projections' results are kept. begun: stages that have weight gradients already. whole: stages whose last pass was a
-    backward one, or that had none yet: those ZeRO-3 leaves gathered. outs, backs: forward passes and input gradients
-    of each stage that were finished before.
+    backward one, or that had none yet: those ZeRO-3 leaves gathered. outs, backs: results of forward passes and
+    input gradients of each stage that are kept: with two stages per rank all, as torch drops their transfers when the
+    step ends; else results as long as their pass is, and input gradients of gpipe all, of 1f1b the last one.
     """
 
     kind: Kind
@@ -99,7 +100,9 @@ def states(schedule: Schedule, pp: int, rank: int, passes: int) -> tuple[State, 
             held[chunk] += 1
         if kind == "I" and not first:
             owed[chunk] += 1
-        now = State(kind, chunk, tuple(held), tuple(owed), tuple(begun), tuple(whole), tuple(outs), tuple(backs))
+        results = tuple(outs if len(outs) > 1 else held)
+        sent = tuple(min(1, count) for count in backs) if schedule == "1f1b" else tuple(backs)
+        now = State(kind, chunk, tuple(held), tuple(owed), tuple(begun), tuple(whole), results, sent)
         found[now[:6]] = now  # of those alike the last one has most `outs` and `backs`
         whole[chunk] = kind != "F"
         if kind == "F":

@@ -13,7 +13,8 @@ to the other ranks). The largest is the peak; its parts are what is told. Gradie
 as if there always were one, and so are the moments.
 
 Within 1% of the dry run (prove/trace.py), which counts what the code does: tests/prove/test_peak.py has the layouts.
-What kernels hold inside themselves, fragments, and a GPU's own attention masks are not counted.
+What kernels hold inside themselves, fragments, and a GPU's own attention masks are not counted. Zero-bubble schedules
+with recomputation are told too low: their graphs are recomputed for input and for weight gradients.
 
 Shapes: as in memory.py.
 """
@@ -91,7 +92,7 @@ def _backward(job: Job, layout: Layout, reduced: int, device: Device) -> dict[st
     again = layout.recompute == "full"
     loss = {
         "grads": grads,
-        "activations": (found["kept"] if again else found["activations"]) + found["end"],
+        "activations": found["kept"] + found["end"],
         "casts": 0 if again else found["casts"],
         "logits": backward,
         "gathered": gathered[0],
@@ -120,9 +121,15 @@ def _working(job: Job, layout: Layout) -> int:
 
 def _schedule(job: Job, layout: Layout, stage: int, reduced: int, device: Device) -> dict[str, dict[str, int]]:
     """The same of a pipeline rank: the instants at which a state of its schedule (order.py) has most."""
-    found: dict[str, dict[str, int]] = {}
     rank = _Stages(job, layout, stage, reduced, device)
+    most: dict[object, tuple[int, State]] = {}  # by what an action adds to it
     for state in states(layout.schedule, layout.pp, stage, job.passes(layout)):
+        key = (state.kind, state.chunk, state.begun[state.chunk])
+        weight = rank.weight(state)
+        if key not in most or weight > most[key][0]:
+            most[key] = weight, state
+    found: dict[str, dict[str, int]] = {}
+    for _, state in most.values():
         for name, parts in rank.at(state).items():
             if name not in found or sum(parts.values()) > sum(found[name].values()):
                 found[name] = parts
@@ -148,8 +155,12 @@ class _Stages:
         self.hidden = hidden_bytes(job, layout)
         self.tables = 2 * job.compute * job.model.head_size * micro_tokens(job, layout)
         self.held = [stage_parameters(job.model, layout, number) for number in self.numbers]
+        # a block's input, which the buffers of all micro-batches hold, where its norm does not keep a wide copy instead
+        self.received = self.hidden if layout.recompute == "full" or job.weight >= 4 else 0
         self.reduced = reduced
         self.again = layout.recompute == "full"
+        self.gradients = [self._gradients(chunk) for chunk in range(len(self.numbers))]
+        self.weights = [self._weights(chunk) for chunk in range(len(self.numbers))]
 
     def at(self, state: State) -> dict[str, dict[str, int]]:
         """Instants of a state: `pass`, the end of a forward pass, and `scores` of the last stage; `loss` and `block` of
@@ -194,21 +205,16 @@ class _Stages:
     def _waiting(self, state: State) -> dict[str, int]:
         """What is there whatever the action does at the moment."""
         parts = dict.fromkeys(("grads", "activations", "casts", "logits", "gathered", "buckets"), 0)
-        looped = len(self.numbers) > 1
         for chunk, number in enumerate(self.numbers):
-            passes, saved, first, last = state.held[chunk], self.saved[chunk], number == 0, self.last[chunk]
-            received = 0 if first else self.hidden  # a block's input, which the buffers of all micro-batches hold
+            passes, saved, last = state.held[chunk], self.saved[chunk], self.last[chunk]
+            received = self.received if number else 0
             parts["activations"] += passes * (saved["kept"] + saved["end"] - received)
             parts["activations"] += state.owed[chunk] * saved["owed"]
             parts["casts"] += 0 if self.again else passes * saved["casts"]
             parts["logits"] += passes * self.logits if last else 0
-            sent = 0 if last else (state.outs[chunk] if looped else passes)
-            back = 0 if first else state.backs[chunk]
-            if self.layout.schedule == "1f1b":
-                back = min(1, back)
-            parts["buckets"] += passes * self.tables + (sent + back) * self.hidden
-            if state.begun[chunk]:
-                parts["grads"] += self._gradients(chunk)
+            carried = (0 if last else state.outs[chunk]) + (state.backs[chunk] if number else 0)
+            parts["buckets"] += passes * self.tables + carried * self.hidden
+            parts["grads"] += self.gradients[chunk] if state.begun[chunk] else 0
             if self.layout.zero == 3:
                 held = self.held[chunk]
                 blocks = held.blocks if state.whole[chunk] or not self.layout.reshard else 0
@@ -216,6 +222,24 @@ class _Stages:
                     blocks = min(held.largest, held.blocks)  # of the next one to come
                 parts["gathered"] += self.job.weight * (held.root + blocks)
         return parts
+
+    def weight(self, state: State) -> int:
+        """The sum of `_waiting`, up to what states of one action share."""
+        total = 0
+        for chunk, (each, owed, out, back, grads, whole) in enumerate(self.weights):
+            total += state.held[chunk] * each + state.owed[chunk] * owed + state.outs[chunk] * out
+            total += state.backs[chunk] * back + state.begun[chunk] * grads
+            total += whole if state.whole[chunk] and chunk != state.chunk else 0
+        return total
+
+    def _weights(self, chunk: int) -> tuple[int, ...]:
+        """Bytes of a pass that is kept, one owed, a result, an input gradient; all gradients, gathered blocks."""
+        saved, number, last = self.saved[chunk], self.numbers[chunk], self.last[chunk]
+        each = saved["kept"] + saved["end"] - (self.received if number else 0) + self.tables
+        each += (0 if self.again else saved["casts"]) + (self.logits if last else 0)
+        whole = self.job.weight * self.held[chunk].blocks if self.layout.zero == 3 and self.layout.reshard else 0
+        sent, back = 0 if last else self.hidden, self.hidden if number else 0
+        return each, saved["owed"], sent, back, self.gradients[chunk], whole
 
     def _fetched(self, chunk: int) -> int:
         """Of ZeRO-3: the block after the one that is computed."""

@@ -77,6 +77,9 @@ def activation_bytes(job: Job, layout: Layout, number: int = 0, device: Device =
     products = s * ((a + 2 * c + 2 * model.intermediate_size) // tp + 2 * d)
     norms = wide * (2 * d // sequence + ((a + c) // tp if model.qk_norm else 0))
     owed = layers * (products + norms) + (wide * d // sequence if last else 0)
+    if layout.recompute != "none":  # recomputed for the gradients of inputs, and kept for those of weights
+        own = layers * stream * d // sequence  # inputs of blocks
+        owed += held + layers * scores - (own if layout.recompute == "full" else held)
     softmax = 2 * wide * job.context * model.num_heads // tp - max(mlps) // tp - 2 * wide * d // sequence
     parts = {"activations": blocks, "kept": kept, "end": end, "owed": owed, "explicit": softmax if explicit else 0}
     return {**{name: tokens * size for name, size in parts.items()}, "casts": casts, "once": once}
@@ -108,4 +111,6 @@ def logit_bytes(job: Job, layout: Layout, device: Device) -> tuple[int, int, int
     casts = s * d * (tokens + rows) if s < w else 0
     gradients = w * d * tokens + (wide if layout.tp > 1 else w) * d * rows
     forward = kept + copies * wide * chunk + casts + (0 if kept else s * chunk) + w * d * tokens  # the norm's result
-    return kept, forward, kept + copies * wide * chunk + (s * chunk if s < wide else 0) + casts + gradients
+    cast = s * chunk if s < wide else 0
+    added = wide * chunk + (s + (w if s < w else 0)) * d * rows if layout.tp == 1 else 0  # a chunk's part of the head's
+    return kept, forward, kept + max(copies * wide * chunk, added) + cast + casts + gradients
