@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 REWARD_MODEL = {f"<tuned>.{name}" for name in ("accuracy", "log_loss", "brier", "calibration_error")}
 UNASKED = {
     "inference.<checkpoint>.budget.<tokens>.<what>",
+    "preferences.file.<count>",
     "documents.<arm>.<what>",
     "documents.<arm>.refused.<kind>",
 }
