@@ -75,7 +75,9 @@ def test_what_cannot_be_traced_is_refused() -> None:
 def test_the_command_tells_it_beside_the_closed_form(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "smoke", "--gpus", "4", "--layout", "dp=4,zero=2", "--rows", "8"]
     assert main([*words, "--trace"]) == 0
-    assert re.search(r"held +[\d,]+ bytes after the backward pass; closed form [\d,]+ \([+-]0\.\d+%\)", told(capsys))
+    shown = told(capsys)
+    assert re.search(r"held +[\d,]+ bytes after the backward pass; closed form [\d,]+ \([+-]0\.\d+%\)", shown)
+    assert re.search(r"peak +[\d,]+ bytes; closed form for a CPU [\d,]+ \([+-]0\.\d+%\)", shown)
     assert main(words) == 0
     assert "dry run" not in told(capsys)
     assert main(["plan", "smoke", "--gpus", "4", "--trace"]) == 2

@@ -112,5 +112,7 @@ def logit_bytes(job: Job, layout: Layout, device: Device) -> tuple[int, int, int
     gradients = w * d * tokens + (wide if layout.tp > 1 else w) * d * rows
     forward = kept + copies * wide * chunk + casts + (0 if kept else s * chunk) + w * d * tokens  # the norm's result
     cast = s * chunk if s < wide else 0
-    added = wide * chunk + (s + (w if s < w else 0)) * d * rows if layout.tp == 1 else 0  # a chunk's part of the head's
-    return kept, forward, kept + max(copies * wide * chunk, added) + cast + casts + gradients
+    parts = copies * wide * chunk + (cast if chunk < logits or layout.tp > 1 else 0)  # one of the chunk before
+    if layout.tp == 1:  # a chunk's part of the head's gradient, narrow and wide
+        parts = max(parts, wide * chunk + cast + (s + (w if s < w else 0)) * d * rows)
+    return kept, forward, kept + parts + casts + gradients
