@@ -159,6 +159,14 @@ def test_a_kill_while_a_stage_is_cleared_leaves_it_unfinished(
     assert redone(copy, call) == {"eval.grpo"}
 
 
+def test_a_removed_artifact_is_made_again(copy: Path, call: Call) -> None:
+    """The remedy of many an error line is to remove a damaged folder: a record alone is no artifact."""
+    before = results(copy)["digests"]
+    shutil.rmtree(copy / "grpo" / "model")
+    assert redone(copy, call) == {"grpo"}, "from its last checkpoint; what was made of it stays"
+    assert results(copy)["digests"] == before
+
+
 def test_a_life_without_dpo(copy: Path, call: Call) -> None:
     assert redone(copy, call, "dpo=null") == GRPO_AND_AFTER
     figures = results(copy)["figures"]

@@ -12,8 +12,8 @@
 A stage's key is a hash of what its result depends on: the stage's version, its part of the recipe, the
 seed, the digests of what it reads, torch's version and the dtype that is fast here. The layout and the number of
 threads change the last bits only, so they are left out: a run that was cut off goes on with more ranks, or fewer. A
-finished stage with the same key is reused; one that was cut off with the same key goes on from its checkpoint; any
-other is redone.
+finished stage with the same key is reused; one that was cut off with the same key, or lost a part of its artifact,
+goes on from its checkpoint; any other is redone.
 """
 
 from __future__ import annotations
@@ -181,12 +181,15 @@ class Runner:
             if name not in current:
                 raise UserError(f"{stage.name} reads the stage {name}, made by another recipe; run that first")
         done = run.done(stage.name)
-        if done is not None and done["key"] == key and not redo:
+        gone = [] if done is None else [part for part in done["parts"] if not (out / part).exists()]
+        if done is not None and done["key"] == key and not redo and not gone:
             run.console.say(f"{stage.name:<{NAME_WIDTH}} {'reused':>12}")
             return False
         for name in stage.reads:
             self._check_whole(name, current[name])
-        if done is not None and not redo:
+        if gone and not redo:
+            run.console.say(f"{stage.name:<{NAME_WIDTH}} {gone[0]} was removed: made again")
+        elif done is not None and not redo:
             run.console.say(f"{stage.name:<{NAME_WIDTH}} what it depends on has changed: made anew")
         if redo or not _begun(out, key):
             for record in (DONE, STARTED):  # first of all: what a kill leaves of the rest must not look whole
