@@ -68,6 +68,16 @@ def test_an_own_file_works_like_a_shipped_name(tmp_path: Path, capsys: pytest.Ca
     assert "grpo " not in shown["stages"]
 
 
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_a_file_in_the_place_of_the_run_folder(below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "taken"
+    file.write_text("mine")
+    assert main(["run", "smoke", "--run-dir", str(file / below)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {file / below}: a file stands where a folder is needed; choose another --run-dir or --out"
+    assert file.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -22,7 +22,7 @@ from sekkei.core.errors import UserError
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a folder without write permission into a one-line error."""
+    """Turn a full disk, a folder without write permission, or a file in its place into a one-line error."""
     try:
         yield
     except OSError as error:
@@ -30,6 +30,10 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise UserError(f"{path}: the disk is full; free some space or choose another --run-dir or --out") from None
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UserError(f"{path}: no permission to write; choose another --run-dir or --out") from None
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            raise UserError(
+                f"{path}: a file stands where a folder is needed; choose another --run-dir or --out"
+            ) from None
         raise
 
 
