@@ -150,12 +150,13 @@ def test_wrong_options_are_refused(run_dir: Path, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1300)  # two minutes on idle cores, more than five beside other work
 def test_schemathesis_finds_no_5xx(live: Live, tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{live.url}/openapi.json", "--checks", "not_a_server_error",
         "--max-examples", "60", "--seed", "1", "--exclude-path", "/metrics",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert re.search(r"(\d+) generated, \1 passed", done.stdout), done.stdout[-2000:]
     assert httpx.get(f"{live.url}/health").json()["open"] == 0
