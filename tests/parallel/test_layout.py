@@ -28,6 +28,11 @@ MODEL = ModelConfig(
             {"pp": 2, "dp": 2, "zero": 3, "schedule": "zero_bubble"},
             "schedule: zero_bubble puts weight gradients off, where zero=3 does not see them: zero <= 2",
         ),
+        (
+            {"pp": 2, "schedule": "zero_bubble", "recompute": "full"},
+            "recompute: full would compute a block again for its input and once more for every matrix of it, as "
+            "zero_bubble takes these gradients apart: none, selective, or schedule=interleaved",
+        ),
         ({"context": "gather"}, "context: 'gather' is a way to share a row over cp, and cp=1"),
         ({"sequence_parallel": True}, "sequence_parallel: cuts the sequence over tp, and tp=1"),
     ],

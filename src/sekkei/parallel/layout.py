@@ -94,6 +94,12 @@ class Layout:
             raise ConfigError(
                 "schedule", "zero_bubble puts weight gradients off, where zero=3 does not see them: zero <= 2"
             )
+        if self.pp > 1 and self.schedule == "zero_bubble" and self.recompute == "full":
+            raise ConfigError(
+                "recompute",
+                "full would compute a block again for its input and once more for every matrix of it, as zero_bubble "
+                "takes these gradients apart: none, selective, or schedule=interleaved",
+            )
         if self.context != "ring" and self.cp == 1:
             raise ConfigError("context", f"{self.context!r} is a way to share a row over cp, and cp=1")
         if self.sequence_parallel and self.tp == 1:

@@ -13,8 +13,7 @@ to the other ranks). The largest is the peak; its parts are what is told. Gradie
 as if there always were one, and so are the moments.
 
 Within 1% of the dry run (prove/trace.py), which counts what the code does: tests/prove/test_peak.py has the layouts.
-What kernels hold inside themselves, fragments, and a GPU's own attention masks are not counted. Zero-bubble schedules
-with recomputation are told too low: their graphs are recomputed for input and for weight gradients.
+What kernels hold inside themselves, fragments, and a GPU's own attention masks are not counted.
 
 Shapes: as in memory.py.
 """
@@ -269,7 +268,8 @@ def _afterwards(job: Job, layout: Layout, stage: int, state: dict[str, int]) -> 
     """`sums` and `update`: gradients, and copies of the last bucket.
 
         zero 0    flat, and in the sums' dtype; sums take the gradients' places, or stand beside them if wider
-        zero 1    padded, side by side, in the sums' dtype, and a rank's row of it; whole gradients stay till the end
+        zero 1    side by side in the sums' dtype, with one parameter's padded gradient, or a rank's row of it; whole
+                  gradients stay till the end
         zero 2    the same, but whole gradients are those of the bucket
         zero 3    the root's whole gradients, flat once more in the sums' dtype
 
@@ -296,10 +296,11 @@ def _afterwards(job: Job, layout: Layout, stage: int, state: dict[str, int]) -> 
     first = micro_tokens(job, layout) * job.model.hidden_size * (w + 2 * max(4, job.compute) + job.compute)
     whole = w * n if layout.zero == 1 else 0
     published = w * bucket * (ranks + 1) // ranks
+    padded = max(prod(shape) for _, shape, _ in local_table(job.model, layout, stage))
     return {
         "sums": {
             "grads": whole + (beside if layout.zero == 1 else sums * own + w * bucket),
-            "buckets": 2 * w * bucket + copy + row,
+            "buckets": sums * bucket + max(w * padded, row),
             "activations": first if early else 0,
         },
         "update": {"grads": whole + (wide * own if w < wide or layout.zero == 2 else 0)},

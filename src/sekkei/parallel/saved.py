@@ -77,9 +77,8 @@ def activation_bytes(job: Job, layout: Layout, number: int = 0, device: Device =
     products = s * ((a + 2 * c + 2 * model.intermediate_size) // tp + 2 * d)
     norms = wide * (2 * d // sequence + ((a + c) // tp if model.qk_norm else 0))
     owed = layers * (products + norms) + (wide * d // sequence if last else 0)
-    if layout.recompute != "none":  # recomputed for the gradients of inputs, and kept for those of weights
-        own = layers * stream * d // sequence  # inputs of blocks
-        owed += held + layers * scores - (own if layout.recompute == "full" else held)
+    if layout.recompute == "selective":  # recomputed for the gradients of inputs, and kept for those of weights
+        owed += layers * scores
     softmax = 2 * wide * job.context * model.num_heads // tp - max(mlps) // tp - 2 * wide * d // sequence
     parts = {"activations": blocks, "kept": kept, "end": end, "owed": owed, "explicit": softmax if explicit else 0}
     return {**{name: tokens * size for name, size in parts.items()}, "casts": casts, "once": once}

@@ -27,7 +27,6 @@ from sekkei.parallel.memory import Job, Weights
 from sekkei.parallel.peak import heaviest_rank
 
 SCHEDULES: tuple[Schedule, ...] = ("1f1b", "interleaved", "zero_bubble")
-RECOMPUTES: tuple[Recompute, ...] = ("none", "full")
 UNPRICED = {
     "microbatches": "a plan's micro-batches follow from --rows and --micro-rows",
     "offload": "memory of the CPU is not planned",
@@ -110,7 +109,7 @@ def price(job: Job, layout: Layout, cluster: Cluster) -> Plan:
 
 
 def search(job: Job, cluster: Cluster) -> Found:
-    """Price every layout, with and without recomputation.
+    """Price every layout, with and without recomputation (of whole blocks, or of scores where the schedule forbids).
 
     Returns:
         `refused` counts layouts by the key that refuses them.
@@ -118,7 +117,8 @@ def search(job: Job, cluster: Cluster) -> Found:
     fitting, others, refused = [], [], dict[str, int]()
     for layout in (spread for base in candidates(cluster) for spread in _spread(base, job)):
         try:
-            plans = [price(job, replace(layout, recompute=recompute), cluster) for recompute in RECOMPUTES]
+            again: Recompute = "selective" if layout.pp > 1 and layout.schedule == "zero_bubble" else "full"
+            plans = [price(job, replace(layout, recompute=recompute), cluster) for recompute in ("none", again)]
         except ConfigError as error:
             refused[error.key] = refused.get(error.key, 0) + 1
             continue

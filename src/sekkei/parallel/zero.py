@@ -159,13 +159,7 @@ class Zero:
                 if self.apart:
                     self._keep(s, part)
             return
-        columns = []
-        for s in bucket:
-            padded = s.parameter.new_zeros(self.size * s.width)
-            padded[: s.parameter.numel()] = _gradient(s.parameter).reshape(-1)
-            columns.append(padded.view(self.size, -1))
-        both = torch.cat(columns, dim=1).to(self.reduce or bucket[0].master.dtype)
-        out = reduce_scattered(both.view(-1), self.group)
+        out = reduce_scattered(self._side_by_side(bucket).view(-1), self.group)
         for s, part in zip(bucket, out.split([s.width for s in bucket]), strict=True):
             own = part[: s.master.numel()]
             if self.stage == 2:
@@ -174,6 +168,17 @@ class Zero:
                 continue
             place = self._own(_gradient(s.parameter), s.width)  # the whole gradient stands there anyway
             self._keep(s, place.copy_(own) if place.dtype == own.dtype else own.clone())
+
+    def _side_by_side(self, bucket: list[Slice]) -> Tensor:
+        """Row i is what rank i keeps of each whole gradient: [ranks, sum of widths], in the sums' dtype."""
+        rows = bucket[0].master.new_empty(
+            (self.size, sum(s.width for s in bucket)), dtype=self.reduce or bucket[0].master.dtype
+        )
+        for s, columns in zip(bucket, rows.split([s.width for s in bucket], dim=1), strict=True):
+            padded = s.parameter.new_zeros(self.size * s.width)
+            padded[: s.parameter.numel()] = _gradient(s.parameter).reshape(-1)
+            columns.copy_(padded.view(self.size, -1))
+        return rows
 
     def _keep(self, s: Slice, gradient: Tensor) -> None:
         if gradient.dtype == s.master.dtype:
