@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,44 @@ def _threads_as_found() -> Iterator[None]:
     torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture
+def own_temp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder for temporary files, not shared with tests that run beside this one."""
+    with tempfile.TemporaryDirectory(prefix="sekkei-test-") as folder:
+        os.chmod(folder, 0o1777)
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def processes_with() -> Callable[[str], list[int]]:
+    """Ids of living processes whose command line holds some words, but for those of test processes beside this one."""
+
+    def living(words: str) -> list[int]:
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                try:
+                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                except OSError:
+                    continue
+                if words in line and not _of_a_sibling(int(entry.name)):
+                    found.append(int(entry.name))
+        return found
+
+    return living
+
+
+def _of_a_sibling(pid: int) -> bool:
+    """Whether `pid` comes from another child of this process's parent. What lost its own parent comes from nobody."""
+    try:
+        while (parent := int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])) > 1:
+            if parent == os.getppid():
+                return pid != os.getpid()
+            pid = parent
+    except OSError:
+        return True  # ended meanwhile
+    return False

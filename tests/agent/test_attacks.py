@@ -6,8 +6,8 @@ import json
 import os
 import socket
 import sys
-import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +34,10 @@ def attempt(tools: list[Tool], *calls: tuple[str, dict[str, Any]]) -> list[tuple
     return [(message["content"], outcome.answer) for message in outcome.messages if message["role"] == "tool"]
 
 
-def command_lines() -> set[str]:
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                found.add((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-            except OSError:
-                continue
-    return found
-
-
 @pytest.mark.skipif(not capabilities().safe, reason=f"no sandbox here: {dict(capabilities().missing)}")
-def test_attacks_through_python_end_as_tool_errors(tmp_path: Path) -> None:
+def test_attacks_through_python_end_as_tool_errors(
+    tmp_path: Path, own_temp: Path, processes_with: Callable[[str], list[int]]
+) -> None:
     secret, target = tmp_path / "secret", tmp_path / "target"
     secret.write_text("the-secret")
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -75,8 +66,9 @@ def test_attacks_through_python_end_as_tool_errors(tmp_path: Path) -> None:
         assert "the-secret" not in text
     assert told[-1][0] == "42", "honest code works beside them"
     assert not target.exists()
-    assert not [line for line in command_lines() if "sekkei.tools.jail" in line or "-s -B -X utf8 main.py" in line]
-    assert not list(Path(tempfile.gettempdir()).glob("sekkei-sandbox-*/main.py"))
+    assert not processes_with("sekkei.tools.jail")
+    assert not processes_with("-s -B -X utf8 main.py")
+    assert not list(own_temp.glob("sekkei-sandbox-*/main.py"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the walls are those of Linux")

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ result = run_python(asked["code"], asked["stdin"], Limits(**asked["limits"]), wa
 print(json.dumps(dataclasses.asdict(result) | {{"limits": None}}))
 """
 Run = Callable[..., Result]
+Processes = Callable[[str], list[int]]
 
 
 def as_nobody(command: list[str]) -> list[str]:
@@ -80,32 +80,12 @@ def run(request: pytest.FixtureRequest, walls: str) -> Run:
 
 
 @pytest.fixture
-def nothing_left() -> Iterator[None]:
+def nothing_left(own_temp: Path, processes_with: Processes) -> Iterator[None]:
     """After every test: no process of a sandbox, no folder of one."""
-    before = set(Path(tempfile.gettempdir()).glob("sekkei-sandbox-*"))
     yield
-    assert living("sekkei.tools.jail") == []
-    assert living("-s -B -X utf8 main.py") == []
-    assert set(Path(tempfile.gettempdir()).glob("sekkei-sandbox-*")) <= before
-
-
-def living(words: str) -> list[int]:
-    """Ids of living processes below this one's users whose command line holds `words`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if words in line:
-                found.append(int(entry.name))
-    return found
-
-
-@pytest.fixture
-def processes_with() -> Callable[[str], list[int]]:
-    return living
+    assert processes_with("sekkei.tools.jail") == []
+    assert processes_with("-s -B -X utf8 main.py") == []
+    assert list(own_temp.glob("sekkei-sandbox-*")) == []
 
 
 @pytest.fixture
