@@ -20,6 +20,10 @@ SHORT = replace(LONG, hidden_size=512, num_heads=8, num_kv_heads=8, intermediate
 JOB = Job(model=LONG, context=512, rows=32, micro_rows=4, weights="fp32")
 GROUP = Job(model=GROUPED, context=1024, rows=16, micro_rows=2, weights="fp32")
 BRIEF = Job(model=SHORT, context=256, rows=32, micro_rows=4, weights="fp32")  # a CPU writes scores of such rows out
+SPLIT = Job(  # between tensor-parallel ranks the stream is wider than what they compute
+    model=replace(LONG, num_heads=8, num_kv_heads=8, intermediate_size=512), context=512, rows=64, micro_rows=4
+)
+HEAD = Job(model=replace(LONG, vocab_size=32768), context=512, rows=16, micro_rows=1)  # it fills a bucket
 CASES = (  # job, layout, rank
     (JOB, Layout(dp=4, zero=2, weights="bf16"), 0),
     (JOB, Layout(dp=4, zero=3, weights="bf16", recompute="full"), 0),
@@ -43,6 +47,15 @@ CASES = (  # job, layout, rank
     (BRIEF, Layout(pp=2, dp=2, zero=3, schedule="interleaved"), 0),
     (BRIEF, Layout(pp=2, dp=2, zero=3, schedule="interleaved"), 3),
     (BRIEF, Layout(pp=2, dp=2, recompute="full"), 3),
+    (BRIEF, Layout(pp=2, dp=2, schedule="zero_bubble", recompute="selective"), 0),
+    (GROUP, Layout(pp=2, dp=2, schedule="zero_bubble", recompute="selective", weights="bf16"), 3),
+    (SPLIT, Layout(dp=2, tp=4, zero=3, weights="bf16", recompute="full"), 0),
+    (SPLIT, Layout(dp=2, tp=8, recompute="selective"), 0),
+    (SPLIT, Layout(pp=2, dp=2, tp=4, weights="bf16"), 0),
+    (SPLIT, Layout(tp=8, sequence_parallel=True, recompute="full"), 0),
+    (HEAD, Layout(dp=4, zero=2, weights="bf16"), 0),
+    (HEAD, Layout(pp=2, dp=2, zero=2, weights="bf16"), 3),
+    (HEAD, Layout(dp=2, tp=2, zero=3, weights="bf16"), 0),
 )
 
 
@@ -56,6 +69,6 @@ def test_the_peak_is_the_largest_instant() -> None:
     layout = Layout(pp=2, dp=2)
     first, last = (instants(JOB, layout, rank) for rank in (0, 2))
     assert "loss" not in first
-    assert set(last) == {"pass", "scores", "loss", "block", "sums", "update"}
+    assert set(last) == {"pass", "scores", "loss", "early", "block", "sums", "update"}
     assert rank_bytes(JOB, layout, 2) == max(last.values(), key=lambda parts: sum(parts.values()))
     assert last["sums"]["activations"] == last["update"]["activations"] == 0 < last["loss"]["activations"]

@@ -80,7 +80,7 @@ class _LabelLogprobs(torch.autograd.Function):
             logprobs, entropies, logsums, kept = [], [], [], []
             for part, label in zip(h.split(rows), labels.split(rows), strict=True):
                 raw = part @ w.T
-                z = _wide(raw, temperature)
+                z = wide(raw, temperature)
                 highest = z.amax(-1, keepdim=True)
                 exps = (z - highest).exp_()
                 total = exps.sum(-1)
@@ -104,7 +104,7 @@ class _LabelLogprobs(torch.autograd.Function):
             with_entropy = ctx.with_entropy and bool(grad_entropy.any())
             for i, start in enumerate(range(0, len(h), ctx.rows)):
                 part = slice(start, start + ctx.rows)
-                logp = _wide(kept[i] if kept else h[part] @ w.T, ctx.temperature) - logsums[part, None]
+                logp = wide(kept[i] if kept else h[part] @ w.T, ctx.temperature) - logsums[part, None]
                 scale = grad_logprob[part, None] / ctx.temperature
                 if with_entropy:
                     p = logp.exp()
@@ -119,7 +119,7 @@ class _LabelLogprobs(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None, None
 
 
-def _wide(raw: Tensor, temperature: float) -> Tensor:
+def wide(raw: Tensor, temperature: float) -> Tensor:
     """The logits in float32 at least, divided by the temperature; not to be written to."""
     z = raw.to(raw.dtype if raw.dtype == torch.float64 else torch.float32)
     return z / temperature if temperature != 1.0 else z

@@ -80,12 +80,13 @@ def _backward(job: Job, layout: Layout, reduced: int, device: Device) -> dict[st
         blocks = [min(count * held.largest, held.blocks) if layout.reshard else held.blocks for count in (1, 2)]
         gathered = [w * (held.root + size) for size in blocks]
         whole = w * (held.largest + model.vocab_size * model.hidden_size // layout.tp)
+    working, passing = _temporaries(job, layout, found)
     block = {
         "grads": grads + whole,
-        "activations": found["activations"] + max(_working(job, layout), found["explicit"]),
+        "activations": found["activations"] + working,
         "casts": found["casts"],
         "gathered": gathered[1],
-        "buckets": _passing(job, layout),
+        "buckets": passing,
     }
     _, forward, backward = logit_bytes(job, layout, device)
     again = layout.recompute == "full"
@@ -97,10 +98,12 @@ def _backward(job: Job, layout: Layout, reduced: int, device: Device) -> dict[st
         "gathered": gathered[0],
     }
     scores = {**loss, "casts": max(found["once"], loss["casts"]), "logits": forward}
-    found_at = {"scores": scores, "loss": loss, "block": block}
+    found_at = {"scores": scores, "loss": loss, "block": block, "early": _early(job, layout, {**loss, "logits": 0})}
     if layout.zero == 3 and again and model.num_layers > 1:
-        # `fully_shard` keeps what it sums of a block until the next block's sums, and that one begins with down_proj
-        begun = w * model.hidden_size * (model.intermediate_size // layout.tp + model.vocab_size // layout.tp)
+        # `fully_shard` keeps what it sums of a block until the next block's sums; that one begins with down_proj, and
+        # when it comes to the norm before its MLP, all three matrices have their gradients
+        matrices = 3 if working == found["norm"] else 1
+        begun = w * model.hidden_size * ((matrices * model.intermediate_size + model.vocab_size) // layout.tp)
         inputs = micro_tokens(job, layout) * w * model.hidden_size // (layout.tp if layout.sequence_parallel else 1)
         sums = job.wide if layout.reduce == "fp32" else w
         found_at["next"] = {
@@ -112,10 +115,22 @@ def _backward(job: Job, layout: Layout, reduced: int, device: Device) -> dict[st
     return found_at
 
 
-def _working(job: Job, layout: Layout) -> int:
-    """Temporaries of the backward pass of an MLP."""
+def _early(job: Job, layout: Layout, loss: dict[str, int]) -> dict[str, int]:
+    """After the loss, whose logits are gone: stage 2 reduces a bucket that the head fills at once."""
+    head, w = job.model.vocab_size * job.model.hidden_size // layout.tp, job.weight
+    if layout.zero != 2 or job.model.tied_embeddings or head < BUCKET_ELEMENTS:
+        return loss
+    sums = job.wide if layout.reduce == "fp32" else w
+    return _plus(loss, grads=w * head, buckets=(sums + w) * head)
+
+
+def _temporaries(job: Job, layout: Layout, saved: dict[str, int]) -> tuple[int, int]:
+    """Of a block's backward pass, beside what the block keeps; and what its collectives are made from meanwhile: at its
+    MLP or at its scores, or at the norm before the MLP, where nothing is in transit.
+    """
     width = job.weight * job.model.hidden_size + 2 * job.compute * job.model.intermediate_size // layout.tp
-    return micro_tokens(job, layout) * width
+    working = max(micro_tokens(job, layout) * width, saved["explicit"]), _passing(job, layout)
+    return max(working, (saved["norm"], 0), key=sum)
 
 
 def _schedule(job: Job, layout: Layout, stage: int, reduced: int, device: Device) -> dict[str, dict[str, int]]:
@@ -184,22 +199,25 @@ class _Stages:
         if state.kind == "W" and not first:
             matrix = job.model.hidden_size * job.model.intermediate_size // self.layout.tp
             return {"block": _plus(waiting, grads=(job.compute + job.weight) * matrix)}
-        working, done = max(_working(job, self.layout), saved["explicit"]), self.logits + saved["end"] if last else 0
+        (working, passing), done = _temporaries(job, self.layout, saved), self.logits + saved["end"] if last else 0
+        again = saved["activations"] - saved["kept"]  # a block, or its scores
         if state.kind == "I":
             width = job.model.hidden_size // (self.layout.tp if self.layout.sequence_parallel else 1)
-            working, done = max(working, 5 * job.wide * width * micro_tokens(job, self.layout)), 0
+            norm, done = 5 * job.wide * width * micro_tokens(job, self.layout), 0
+            working, again = max(norm, working, again + saved["split"]), 0
         block = _plus(
             waiting,
-            activations=saved["activations"] - saved["kept"] + working - (saved["end"] if done else 0),
+            activations=again + working - (saved["end"] if done else 0),
             logits=-self.logits if done else 0,
             casts=saved["casts"] if self.again else 0,
             grads=0 if state.begun[chunk] or state.kind == "I" else self._head(chunk),
             gathered=self._fetched(chunk),
-            buckets=_passing(job, self.layout),
+            buckets=passing,
         )
         own = saved["owed"] if state.kind == "I" else 0  # comes with the blocks
         loss = _plus(waiting, logits=self.backward - self.logits, activations=-own)
-        return {"block": block, "loss": loss} if last else {"block": block}
+        early = _early(job, self.layout, _plus(loss, logits=-self.backward))
+        return {"block": block, "loss": loss, "early": early} if last else {"block": block}
 
     def _waiting(self, state: State) -> dict[str, int]:
         """What is there whatever the action does at the moment."""
@@ -261,7 +279,7 @@ class _Stages:
 
 
 def _plus(parts: dict[str, int], **more: int) -> dict[str, int]:
-    return {name: size + more.get(name, 0) for name, size in parts.items()}
+    return {name: parts.get(name, 0) + more.get(name, 0) for name in {**parts, **more}}
 
 
 def _afterwards(job: Job, layout: Layout, stage: int, state: dict[str, int]) -> dict[str, dict[str, int]]:

@@ -31,13 +31,15 @@ def activation_bytes(job: Job, layout: Layout, number: int = 0, device: Device =
 
     A CPU writes short rows' scores out in bf16 (model/attention.py): (4 + s) N T instead of mask and statistics, 4 N.
     With `full` recomputation: one block whole, and every block's input in the weights' dtype. With `selective`: neither
-    scores nor mask nor statistics, but for one block.
+    scores nor mask nor statistics, but for one block and what the mask is made from.
 
     Returns:
         activations: of blocks. kept: of these, what is there between the forward and the backward pass; the rest is
         recomputed. end: of the last norm, and what the head reads. casts: of weights that autocast narrows. once: the
-        same while a forward pass runs. owed: gradients that postponed weight gradients wait with. explicit: by how much
-        the backward pass of written-out scores holds more than that of its block's MLP.
+        same while a forward pass runs. owed: gradients that postponed weight gradients wait with. explicit, norm: by
+        how much the backward pass of written-out scores, and that of the norm before the MLP, hold more than a block
+        keeps: a CPU computes a norm step by step, with five wide temporaries of the stream's width. split: as explicit,
+        where the MLP's are kept for postponed weight gradients.
     """
     model, s, tp = job.model, job.compute, layout.tp
     count = model.num_layers // layout.stages
@@ -62,10 +64,11 @@ def activation_bytes(job: Job, layout: Layout, number: int = 0, device: Device =
     if layout.cp > 1:
         each = [size + s * a // tp for size in each]  # what attention gives, before and after it is laid out anew
     held = sum(size * times for size, (_, times) in zip(each, kinds, strict=True))
-    inputs = layers * stream * d // sequence + (1 + (s if explicit else 0)) * mask  # one mask, of truth values
+    allowed = (1 + (s if explicit else 0)) * mask  # one mask, of truth values
+    inputs = layers * stream * d // sequence + allowed
     kept, blocks = {
         "none": (held + layers * scores, held + layers * scores),
-        "selective": (held, held + scores),
+        "selective": (held + allowed, held + allowed + scores),
         "full": (inputs, max(each) + scores + inputs - (stream * d // sequence if casting else 0)),  # one is its input
     }[layout.recompute]
     end = 2 * wide * d // sequence + stream * d if last else 0
@@ -77,10 +80,11 @@ def activation_bytes(job: Job, layout: Layout, number: int = 0, device: Device =
     products = s * ((a + 2 * c + 2 * model.intermediate_size) // tp + 2 * d)
     norms = wide * (2 * d // sequence + ((a + c) // tp if model.qk_norm else 0))
     owed = layers * (products + norms) + (wide * d // sequence if last else 0)
-    if layout.recompute == "selective":  # recomputed for the gradients of inputs, and kept for those of weights
-        owed += layers * scores
-    softmax = 2 * wide * job.context * model.num_heads // tp - max(mlps) // tp - 2 * wide * d // sequence
-    parts = {"activations": blocks, "kept": kept, "end": end, "owed": owed, "explicit": softmax if explicit else 0}
+    norm = (4 * wide + stream) * d // sequence - max(mlps) // tp - s * (2 if casting else 1) * d
+    norm = norm if device == "cpu" else 0
+    softmax = 2 * wide * job.context * model.num_heads // tp - 2 * wide * d // sequence if explicit else 0
+    parts = {"activations": blocks, "kept": kept, "end": end, "owed": owed, "norm": norm}
+    parts |= {"split": softmax, "explicit": softmax - max(mlps) // tp if explicit else 0}
     return {**{name: tokens * size for name, size in parts.items()}, "casts": casts, "once": once}
 
 
@@ -111,7 +115,11 @@ def logit_bytes(job: Job, layout: Layout, device: Device) -> tuple[int, int, int
     gradients = w * d * tokens + (wide if layout.tp > 1 else w) * d * rows
     forward = kept + copies * wide * chunk + casts + (0 if kept else s * chunk) + w * d * tokens  # the norm's result
     cast = s * chunk if s < wide else 0
-    parts = copies * wide * chunk + (cast if chunk < logits or layout.tp > 1 else 0)  # one of the chunk before
+    parts = copies * wide * chunk + (cast if chunk < logits else 0)  # one of the chunk before
     if layout.tp == 1:  # a chunk's part of the head's gradient, narrow and wide
         parts = max(parts, wide * chunk + cast + (s + (w if s < w else 0)) * d * rows)
+    if layout.tp > 1:  # or at the end: the sum over ranks, the head's gradient narrowed, the last chunk not yet gone
+        over = (tokens - 1) % max(1, limit // rows) + 1
+        end = w * d * tokens + (w * d * rows if w < wide else 0) + (2 * wide + s) * over * rows
+        parts = max(parts, end)
     return kept, forward, kept + parts + casts + gradients

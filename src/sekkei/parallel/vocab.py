@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sekkei.model.logprobs import CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS, KEEP_ELEMENTS, scored_indices
+from sekkei.model.logprobs import CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS, KEEP_ELEMENTS, scored_indices, wide
 from sekkei.parallel.collectives import Group, all_reduced, collect, scatter
 
 
@@ -84,18 +84,21 @@ class _VocabLogprobs(torch.autograd.Function):
         kept, largest, sums = [], [], []
         with torch.autocast(hidden.device.type, enabled=False):
             h, w = hidden.to(compute), weight.to(compute)
-            for part, label in zip(h.split(rows), local.split(rows), strict=True):
+            mine, within = _mine(local, weight), _within(local, weight)
+            for part, label in zip(h.split(rows), within.split(rows), strict=True):
                 raw = part @ w.T
-                z = _wide(raw) / temperature
+                z = wide(raw, temperature)
                 top = z.amax(-1)
-                exp = (z - top[:, None]).exp()
-                own = z.gather(-1, _within(label, weight)[:, None]).squeeze(-1) * _mine(label, weight)
-                spread = [(exp * (z - top[:, None])).sum(-1)] if with_entropy else []
+                below = z - top[:, None]
+                exp = below.exp()
+                own = z.gather(-1, label).squeeze(-1)
+                spread = [(exp * below).sum(-1)] if with_entropy else []
                 sums.append(torch.stack([exp.sum(-1), own, *spread]))
                 largest.append(top)
                 if keep:
                     kept.append(raw)
             top, found = torch.cat(largest), torch.cat(sums, dim=1)
+            found[1] *= mine
             over_ranks = top.clone()
             dist.all_reduce(over_ranks, dist.ReduceOp.MAX, group)
             found[2:] += (top - over_ranks) * found[0]  # from this rank's largest logit to that of all
@@ -115,16 +118,16 @@ class _VocabLogprobs(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             h, w = hidden.to(ctx.compute), weight.to(ctx.compute)
             grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=lse.dtype)
+            scale, within = grad_logprob[:, None] / ctx.temperature, _within(local, weight)
+            own = scale * _mine(local, weight)[:, None]
             for i, start in enumerate(range(0, len(h), rows)):
                 part = slice(start, start + rows)
-                logp = _wide(kept[i] if kept else h[part] @ w.T) / ctx.temperature - lse[part, None]
-                pull, label = grad_logprob[part], local[part]
+                logp = wide(kept[i] if kept else h[part] @ w.T, ctx.temperature) - lse[part, None]
                 p = logp.exp()
-                g = -p * pull[:, None]
+                g = -p * scale[part]
                 if ctx.with_entropy:
-                    g -= p * (logp + entropy[part, None]) * grad_entropy[part, None]
-                g.scatter_add_(1, _within(label, weight)[:, None], (pull * _mine(label, weight))[:, None])
-                g = (g / ctx.temperature).to(ctx.compute)
+                    g -= p * (logp + entropy[part, None]) * (grad_entropy[part, None] / ctx.temperature)
+                g = g.scatter_add_(1, within[part], own[part]).to(ctx.compute)
                 grad_hidden[part] = (g @ w).to(hidden.dtype)
                 grad_weight += g.T @ h[part]
         return all_reduced(grad_hidden, ctx.group), grad_weight.to(weight.dtype), None, None, None, None, None
@@ -142,9 +145,5 @@ def _mine(local: Tensor, weight: Tensor) -> Tensor:
 
 
 def _within(local: Tensor, weight: Tensor) -> Tensor:
-    """Labels as indices; those of other ranks are 0."""
-    return local * _mine(local, weight)
-
-
-def _wide(raw: Tensor) -> Tensor:
-    return raw.to(raw.dtype if raw.dtype == torch.float64 else torch.float32)
+    """Labels as indices, [n, 1]; those of other ranks are 0."""
+    return (local * _mine(local, weight))[:, None]
