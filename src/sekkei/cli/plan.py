@@ -235,14 +235,18 @@ def trace_lines(plan: Plan) -> list[str]:
 
     from sekkei.parallel.memory import state_bytes
     from sekkei.parallel.peak import rank_bytes
-    from sekkei.prove.trace import trace
+    from sekkei.prove.repeated import foretell
 
     began = time.perf_counter()
-    found = trace(plan.job, plan.layout, plan.rank)
+    found, run = foretell(plan.job, plan.layout, plan.rank)
     held = sum(state_bytes(plan.job.model, plan.layout, plan.job.weights, plan.rank).values())
     peak = sum(rank_bytes(plan.job, plan.layout, plan.rank, "cpu").values())
+    words = "; ".join(
+        f"{job.model.num_layers} layers, {job.passes(plan.layout)} micro-batches" for job in run if len(run) > 1
+    )
     return [
         "",
+        *([f"run with {words}: more of them repeat these (prove/repeated.py)"] if words else []),
         f"dry run of rank {plan.rank} with a CPU's kernels and weights, {time.perf_counter() - began:.0f} s",
         f"held     {found.held:,} bytes after the backward pass; closed form {held:,} ({found.held / held - 1:+.2%})",
         f"peak     {found.peak:,} bytes; closed form for a CPU {peak:,} ({found.peak / peak - 1:+.2%})",

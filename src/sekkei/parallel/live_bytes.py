@@ -9,7 +9,7 @@ gathered parameters, is counted at once. It does not see what a kernel allocates
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,15 +19,20 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """A context manager; afterwards (or inside) read `live` and `peak`.
+    """A context manager; afterwards (or inside) read `live`, `peak` and `peaks`.
 
     Args:
         tensors: alive before it begins, and to be counted (inputs, parameters).
+    Attributes:
+        peaks: the highest point of each section of what was run: since `mark(name)` was called, and in it between one
+        collective and the next, as {(name, collectives before): bytes}.
     """
 
     def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.live = self.peak = 0
+        self.peaks: dict[tuple[Hashable, int], int] = {}
+        self._section: tuple[Hashable, int] = (None, 0)
         self._sizes: dict[int, int] = {}
         for tensor in tensors:
             self._count(tensor)
@@ -56,10 +61,21 @@ class LiveBytes(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if getattr(func, "namespace", "") == "c10d":
+            name, collectives = self._section
+            self._begin(name, collectives + 1)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._count(leaf)
         return result
+
+    def mark(self, name: Hashable) -> None:
+        """Here another section begins."""
+        self._begin(name, 0)
+
+    def _begin(self, name: Hashable, collectives: int) -> None:
+        self._section = name, collectives
+        self.peaks[self._section] = max(self.live, self.peaks.get(self._section, 0))
 
     def _count(self, tensor: Tensor) -> None:
         self._measure(tensor.untyped_storage())
@@ -70,7 +86,9 @@ class LiveBytes(TorchDispatchMode):
             weakref.finalize(storage, self._free, key)
         self.live += size - self._sizes.get(key, 0)
         self._sizes[key] = size
-        self.peak = max(self.peak, self.live)
+        if self.live > self.peaks.get(self._section, 0):
+            self.peaks[self._section] = self.live
+            self.peak = max(self.peak, self.live)
 
     def _free(self, key: int) -> None:
         self.live -= self._sizes.pop(key, 0)

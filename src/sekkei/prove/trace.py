@@ -17,8 +17,10 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -45,16 +47,24 @@ CPU = torch.device("cpu")
 STILL = 10  # looks, 20 ms apart, between which nothing may be given back
 
 
+Section = tuple[str, int, int, int]
+"""(what, which of the rank's stages, which of its layers, the how-manieth time)."""
+
+
 @dataclass(frozen=True)
 class Traced:
-    """Bytes of one rank: between the backward pass and the optimizer, and at the highest point of the step."""
+    """Bytes of one rank: between the backward pass and the optimizer, and at the highest point of the step.
+
+    sections: the highest points of parts of the step, each up to the next collective or the next part.
+    """
 
     held: int
     peak: int
+    sections: dict[tuple[Section, int], int] = field(repr=False)
 
 
 def trace(job: Job, layout: Layout, rank: int = 0) -> Traced:
-    """One step of `rank`, without the others.
+    """One step of `rank`, without the others; what repeats it runs as often as it is (repeated.py does not).
 
     Raises:
         ConfigError: the layout does not fit the job, or cannot be traced.
@@ -96,6 +106,7 @@ def one_step(job: Job, mesh: Mesh) -> Traced:
     del model
     with warnings.catch_warnings(), LiveBytes(held) as live:
         warnings.filterwarnings("ignore", message=".*returned a view tensor")  # nobody writes to log-probabilities
+        _mark_blocks(placed, live)
         if isinstance(placed, Pipelined):
             pipeline = PipelineStep({"policy": placed}, mesh, CPU, autocast)
             pipeline.run(Update("policy", [batch] * job.passes(layout), TokenLoss()))
@@ -103,10 +114,35 @@ def one_step(job: Job, mesh: Mesh) -> Traced:
             step = ShardedStep({"policy": placed}, mesh, CPU, autocast)
             step.backward(Update("policy", [batch] * min(PASSES, job.passes(layout)), TokenLoss()))
         after = _settled(live)
+        live.mark(("update", 0, 0, 0))
         placed.widen()
         optimizer.step(0)
+        live.mark(("publish", 0, 0, 0))
         placed.publish()
-    return Traced(after, live.peak)
+    return Traced(after, live.peak, {key: size for key, size in live.peaks.items() if key[0] is not None})
+
+
+def _mark_blocks(placed: Sharded | Pipelined, live: LiveBytes) -> None:
+    """A section begins where a block begins or ends, forward and backward."""
+    counts: Counter[tuple[str, int, int]] = Counter()
+
+    def begin(what: str, chunk: int, place: int) -> None:
+        if what.startswith("forward") and torch._C._current_graph_task_id() != -1:  # in a backward pass
+            what = f"{what} again"
+        live.mark((what, chunk, place, counts[what, chunk, place]))
+        counts[what, chunk, place] += 1
+
+    def forward(chunk: int, place: int, block: Any, given: tuple[Any, ...], result: torch.Tensor) -> None:
+        begin("forwarded", chunk, place)
+        for what, x in (("backward", result), ("back", given[0])):
+            if x.requires_grad:
+                x.register_hook(lambda _, what=what: begin(what, chunk, place))
+
+    stages = placed.stages.values() if isinstance(placed, Pipelined) else [placed]
+    for chunk, stage in enumerate(stages):
+        for place, block in enumerate(stage.model.layers.values()):
+            block.register_forward_pre_hook(lambda *_, chunk=chunk, place=place: begin("forward", chunk, place))
+            block.register_forward_hook(partial(forward, chunk, place))
 
 
 def _settled(live: LiveBytes) -> int:
