@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sekkei.model import attention
-from sekkei.model.attention import DenseAttend, choose_path, explicit_attention
+from sekkei.model.attention import DenseAttend, explicit_attention
+from sekkei.model.choices import choose_path
 
 SEGMENTS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2, -1, -1], [0] * 11, [0, 0, 1, 1, 1, 1, 1, 1, 1, 1, -1]])
 
@@ -57,11 +58,10 @@ def test_the_paths_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch, segm
 
 
 def test_the_table() -> None:
-    cpu = torch.device("cpu")
-    assert choose_path(cpu, torch.bfloat16, 256) == "explicit"
-    assert choose_path(cpu, torch.bfloat16, 257) == "sdpa"
-    assert choose_path(cpu, torch.float32, 64) == "sdpa"
-    assert choose_path(torch.device("cuda"), torch.bfloat16, 64) == "sdpa"
+    assert choose_path("cpu", True, 256) == "explicit"
+    assert choose_path("cpu", True, 257) == "sdpa"
+    assert choose_path("cpu", False, 64) == "sdpa"
+    assert choose_path("cuda", True, 64) == "sdpa"
 
 
 def test_the_explicit_path_runs_in_bfloat16() -> None:

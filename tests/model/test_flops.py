@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Request, Sampling
-from sekkei.model import logprobs
 from sekkei.model.attention import DenseAttend, explicit_attention
+from sekkei.model.choices import CHUNK_ELEMENTS
 from sekkei.model.config import ModelConfig, MoEConfig
 from sekkei.model.flops import count_parameters, flops_per_token, kv_bytes_per_token, training_bytes
 from sekkei.model.init import build
@@ -123,4 +123,4 @@ def test_bytes_of_weights_and_of_large_logits() -> None:
     parameters = sum(count_parameters(GROUPED).values())
     assert (sizes["weights"], sizes["gradients"], sizes["moments"]) == (4 * parameters, 4 * parameters, 8 * parameters)
     many = training_bytes(replace(GROUPED, vocab_size=128_000), 8, 1024, torch.bfloat16)
-    assert many["logits"] == 12 * logprobs.CHUNK_ELEMENTS  # not kept: recomputed chunk by chunk
+    assert many["logits"] == 12 * CHUNK_ELEMENTS  # not kept: recomputed chunk by chunk

@@ -19,7 +19,8 @@ from sekkei.model.init import build
 from sekkei.objectives.ahead import OwnCopy
 from sekkei.objectives.grpo import GRPO, GRPOConfig
 from sekkei.objectives.rollout import Prompt
-from sekkei.parallel.layout import Layout, Mesh
+from sekkei.parallel.layout import Layout
+from sekkei.parallel.mesh import Mesh
 from sekkei.parallel.ops import LocalOps
 from sekkei.stages.training import place, step_of
 from sekkei.train.objective import Context

@@ -21,7 +21,8 @@ from sekkei.model.config import ModelConfig
 from sekkei.model.init import build
 from sekkei.model.output import Output
 from sekkei.model.transformer import Head
-from sekkei.parallel.layout import Layout, Mesh, Schedule
+from sekkei.parallel.layout import Layout, Schedule
+from sekkei.parallel.mesh import Mesh
 from sekkei.parallel.ops import LocalOps, Ops
 from sekkei.parallel.pipeline import Pipelined
 from sekkei.train.objective import Mean, Metrics, Update

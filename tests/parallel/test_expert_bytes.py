@@ -15,8 +15,9 @@ from sekkei.model.hf import parameter_shapes
 from sekkei.model.init import build
 from sekkei.parallel.apply import Sharded
 from sekkei.parallel.cost import Cluster, data_bytes, exchange_bytes, find_gpu, step_seconds
-from sekkei.parallel.layout import Layout, Mesh
+from sekkei.parallel.layout import Layout
 from sekkei.parallel.memory import Job, parameter_table, state_bytes
+from sekkei.parallel.mesh import Mesh
 from sekkei.parallel.peak import rank_bytes
 from sekkei.parallel.pipeline import Pipelined
 from sekkei.parallel.saved import activation_bytes

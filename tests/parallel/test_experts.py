@@ -21,8 +21,9 @@ from sekkei.model.moe import biases
 from sekkei.objectives.pretrain import TokenLoss
 from sekkei.parallel.apply import Sharded
 from sekkei.parallel.cost import data_bytes, exchange_bytes
-from sekkei.parallel.layout import Layout, Mesh
+from sekkei.parallel.layout import Layout
 from sekkei.parallel.memory import Job, state_bytes
+from sekkei.parallel.mesh import Mesh
 from sekkei.parallel.ops import LocalOps
 from sekkei.prove import case
 from sekkei.prove.spawned import spawned

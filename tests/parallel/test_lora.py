@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from sekkei.parallel.cuts import cut_dim
 from sekkei.parallel.layout import Layout
-from sekkei.parallel.tensor import cut_dim
 from sekkei.prove import case
 from sekkei.prove.certificate import ADAPTERS
 from sekkei.prove.faults import FAULTS

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -22,7 +24,7 @@ from sekkei.model.init import build
 from sekkei.model.shapes import PUBLISHED, shape_of
 from sekkei.parallel.apply import Sharded
 from sekkei.parallel.cost import Cluster, bubble, data_bytes, find_gpu, ring_bytes, step_seconds, tensor_bytes
-from sekkei.parallel.layout import Layout, Mesh, Schedule
+from sekkei.parallel.layout import Layout, Schedule
 from sekkei.parallel.memory import (
     Job,
     Weights,
@@ -30,6 +32,7 @@ from sekkei.parallel.memory import (
     state_bytes,
     textbook_bytes,
 )
+from sekkei.parallel.mesh import Mesh
 from sekkei.parallel.order import states
 from sekkei.parallel.peak import heaviest_rank, rank_bytes
 from sekkei.parallel.pipeline import Pipelined
@@ -330,6 +333,12 @@ def test_the_command_prints_tables(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "at least 14 for the state alone" in capsys.readouterr().out
     assert main(["plan", "smoke", "--gpus", "2"]) == 0
     assert "fp32 weights" in capsys.readouterr().out
+
+
+def test_the_closed_form_answers_without_torch() -> None:
+    words = ["plan", "--params", "70b", "--gpus", "512", "--layout", "dp=64,tp=8,zero=3"]
+    code = f"import sys; from sekkei.cli import main; main({words}); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_layouts_are_read_from_text() -> None:

@@ -7,7 +7,8 @@ import torch
 
 from sekkei.core.errors import ConfigError
 from sekkei.data.batch import IGNORED, Batch, Sample, lay_out
-from sekkei.parallel.zigzag import Order, check_length, chunks_of, join, join_batches, shard_batch, take
+from sekkei.parallel.layout import check_length
+from sekkei.parallel.zigzag import Order, chunks_of, join, join_batches, shard_batch, take
 
 
 def batch(tokens: int = 16) -> Batch:

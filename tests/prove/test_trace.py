@@ -9,8 +9,9 @@ import torch.distributed as dist
 
 from sekkei.cli import main
 from sekkei.core.errors import ConfigError
-from sekkei.parallel.layout import Layout, Mesh
+from sekkei.parallel.layout import Layout
 from sekkei.parallel.memory import Job, state_bytes
+from sekkei.parallel.mesh import Mesh
 from sekkei.prove import case
 from sekkei.prove.spawned import spawned
 from sekkei.prove.trace import one_step, trace

@@ -18,7 +18,7 @@ from sekkei.core.progress import Console
 from sekkei.core.runlog import RunLog, SilentLog
 from sekkei.model.config import ModelConfig
 from sekkei.model.transformer import Transformer
-from sekkei.parallel.layout import Mesh
+from sekkei.parallel.mesh import Mesh
 from sekkei.prove.spawned import spawned
 from sekkei.recipes.recipe import Recipe, load
 from sekkei.stages.model_artifact import load_model, save_model

@@ -17,7 +17,7 @@ from sekkei.core.errors import UserError
 from sekkei.core.progress import Console
 from sekkei.core.runlog import RunLog, SilentLog
 from sekkei.engine.request import Request, Sampling
-from sekkei.parallel.layout import Mesh
+from sekkei.parallel.mesh import Mesh
 from sekkei.prove.spawned import spawned
 from sekkei.recipes.recipe import load
 from sekkei.stages.evaluate import BitsStage, EvaluateStage

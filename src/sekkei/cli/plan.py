@@ -234,12 +234,14 @@ def trace_lines(plan: Plan) -> list[str]:
     import time
 
     from sekkei.parallel.memory import state_bytes
-    from sekkei.parallel.peak import rank_bytes
+    from sekkei.parallel.peak import rank_bytes, standing_bytes
     from sekkei.prove.repeated import foretell
 
     began = time.perf_counter()
     found, run = foretell(plan.job, plan.layout, plan.rank)
     held = sum(state_bytes(plan.job.model, plan.layout, plan.job.weights, plan.rank).values())
+    if plan.layout.pp > 1:
+        held += standing_bytes(plan.job, plan.layout, plan.rank * plan.layout.pp // plan.layout.world)
     peak = sum(rank_bytes(plan.job, plan.layout, plan.rank, "cpu").values())
     words = "; ".join(
         f"{job.model.num_layers} layers, {job.passes(plan.layout)} micro-batches" for job in run if len(run) > 1

@@ -14,20 +14,12 @@ Shapes: `B` batch, `N` query heads, `K` key/value heads, `T` tokens, `H` head wi
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-EXPLICIT_MAX_TOKENS = 256  # measured on an AVX-512/AMX CPU, bf16, head widths 32-64
-
-
-def choose_path(device: torch.device, dtype: torch.dtype, tokens: int) -> Literal["explicit", "sdpa"]:
-    """The static table: which exact path runs for this device, dtype and row length."""
-    if device.type == "cpu" and dtype == torch.bfloat16 and tokens <= EXPLICIT_MAX_TOKENS:
-        return "explicit"
-    return "sdpa"
+from sekkei.model.choices import choose_path
 
 
 class DenseAttend:
@@ -44,7 +36,7 @@ class DenseAttend:
         self.bias: Tensor | None = None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        if choose_path(q.device, q.dtype, q.shape[2]) == "explicit":
+        if choose_path(q.device.type, q.dtype == torch.bfloat16, q.shape[2]) == "explicit":
             return explicit_attention(q, k, v, self._bias(q))
         grouped = q.shape[1] != k.shape[1]
         if self.segments is None:
@@ -53,7 +45,7 @@ class DenseAttend:
 
     def prepare(self, like: Tensor) -> None:
         """Make the mask of queries of this shape [..., T, H], dtype and device now; else the first layer makes it."""
-        explicit = choose_path(like.device, like.dtype, like.shape[2]) == "explicit"
+        explicit = choose_path(like.device.type, like.dtype == torch.bfloat16, like.shape[2]) == "explicit"
         if explicit:
             self._bias(like)
         elif self.segments is not None:

@@ -16,11 +16,13 @@ the MLP (or of one expert), `V` vocabulary, `T` tokens of context, `E` experts, 
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from sekkei.model.attention import choose_path
+from sekkei.model.choices import CHUNK_ELEMENTS, KEEP_ELEMENTS, choose_path
 from sekkei.model.config import ModelConfig
-from sekkei.model.logprobs import CHUNK_ELEMENTS, KEEP_ELEMENTS
+
+if TYPE_CHECKING:
+    import torch
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:
@@ -61,7 +63,7 @@ def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_size * dtype.itemsize
 
 
-def training_bytes(config: ModelConfig, rows: int, tokens: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, int]:
+def training_bytes(config: ModelConfig, rows: int, tokens: int, dtype: torch.dtype) -> dict[str, int]:
     """Bytes that one training step of a micro-batch needs on one device: AdamW, float32 weights, no recomputation.
 
     weights 4 P, gradients 4 P, moments 8 P; casts: the copies of attention and MLP matrices that autocast
@@ -93,11 +95,11 @@ def training_bytes(config: ModelConfig, rows: int, tokens: int, dtype: torch.dty
     parameters = sum(counts.values())
     d, heads = config.hidden_size, config.num_heads
     a, c = heads * config.head_size, config.num_kv_heads * config.head_size
-    autocast = dtype != torch.float32
+    autocast = s < 4
     layer = 16 * d + s * ((3 if autocast else 1) * d + a) + s * (a + 2 * c)
     if config.qk_norm:
         layer += 8 * (a + c)
-    explicit = choose_path(torch.device("cpu"), dtype, tokens) == "explicit"
+    explicit = choose_path("cpu", s == 2, tokens) == "explicit"
     layer += (4 + s) * heads * tokens if explicit else s * tokens + 4 * heads
     mlps = sum(saved_by_mlp(config, i, s) for i in range(config.num_layers))
     logits = rows * tokens * config.vocab_size

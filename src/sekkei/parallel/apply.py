@@ -29,9 +29,11 @@ from sekkei.model.moe import MoE, biases
 from sekkei.model.transformer import Transformer
 from sekkei.parallel.collectives import all_gathered, all_reduced
 from sekkei.parallel.compiled import compile_blocks
-from sekkei.parallel.experts import apply_expert_parallel, is_expert
-from sekkei.parallel.layout import Layout, Mesh
-from sekkei.parallel.tensor import apply_tensor_parallel, cut_dim, whole
+from sekkei.parallel.cuts import cut_dim, is_expert
+from sekkei.parallel.experts import apply_expert_parallel
+from sekkei.parallel.layout import Layout
+from sekkei.parallel.mesh import Mesh
+from sekkei.parallel.tensor import apply_tensor_parallel, whole
 from sekkei.parallel.zero import Zero
 
 

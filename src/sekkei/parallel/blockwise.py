@@ -99,7 +99,7 @@ class Visibility:
         if not self.causal or source == self.rank:
             return [Block(everything, everything, diagonal=self.causal)]
         mine, theirs = (chunks_of(rank, self.size, self.order) for rank in (self.rank, source))
-        assert tokens % 2 == 0, "two chunks of one length: zigzag.check_length"
+        assert tokens % 2 == 0, "two chunks of one length: layout.check_length"
         half = tokens // 2
         return [
             Block(*(slice(part.start * half, part.stop * half) for part in pair), diagonal=False)

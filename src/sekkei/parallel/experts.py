@@ -28,11 +28,6 @@ from sekkei.model.transformer import Transformer
 from sekkei.parallel.collectives import Group
 
 
-def is_expert(name: str) -> bool:
-    """Whether the parameter called `name` is a stack of experts, cut over `ep` along its first dim."""
-    return ".experts." in name
-
-
 def apply_expert_parallel(model: Transformer, group: Group) -> None:
     """Keep this rank's experts of a whole model, in place."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)

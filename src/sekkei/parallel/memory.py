@@ -41,9 +41,8 @@ from typing import Literal
 
 from sekkei.core.errors import ConfigError
 from sekkei.model.config import ModelConfig
-from sekkei.parallel.experts import is_expert
+from sekkei.parallel.cuts import cut_dim, is_expert
 from sekkei.parallel.layout import Layout
-from sekkei.parallel.tensor import cut_dim
 
 Weights = Literal["fp64", "fp32", "bf16"]
 Table = tuple[tuple[str, tuple[int, ...], int], ...]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from sekkei.parallel.layout import Mesh
+    from sekkei.parallel.mesh import Mesh
 
 
 class Ops(Protocol):

@@ -23,7 +23,7 @@ from __future__ import annotations
 from functools import lru_cache
 from math import prod
 
-from sekkei.parallel.experts import is_expert
+from sekkei.parallel.cuts import BUCKET_ELEMENTS, is_expert
 from sekkei.parallel.layout import Layout
 from sekkei.parallel.memory import (
     Job,
@@ -39,7 +39,6 @@ from sekkei.parallel.memory import (
 )
 from sekkei.parallel.order import State, states
 from sekkei.parallel.saved import Device, activation_bytes, logit_bytes
-from sekkei.parallel.zero import BUCKET_ELEMENTS
 
 PARTS = ("params", "grads", "master", "moments", "activations", "casts", "logits", "gathered", "buckets")
 
@@ -54,7 +53,7 @@ def instants(job: Job, layout: Layout, rank: int = 0, device: Device = "cuda") -
     stage = rank // (layout.world // layout.pp)
     state = state_bytes(job.model, layout, job.weights, rank)
     kept = {key: state[key] for key in ("params", "master", "moments")}
-    always = _always(job, layout, stage)
+    always = standing_bytes(job, layout, stage)
     if layout.pp == 1:
         found = _backward(job, layout, state["grads"], device)
     else:
@@ -154,9 +153,9 @@ class _Stages:
     """Bytes of a pipeline rank's stages, each with what it saves of a forward pass.
 
     A pass keeps its activations, casts and rotary tables, the last stage's its logits too. Its first input is a buffer
-    that is there for every micro-batch (`_always`), its result is kept until its backward pass, or with two stages per
-    rank until the step ends, as are gradients that were sent: torch drops those transfers then. Gradients of weights
-    exist from a stage's first backward pass on. With ZeRO-3 they are whole until the step ends, and blocks stay
+    that is there for every micro-batch (`standing_bytes`), its result is kept until its backward pass, or with two
+    stages per rank until the step ends, as are gradients that were sent: torch drops those transfers then. Gradients of
+    weights exist from a stage's first backward pass on. With ZeRO-3 they are whole until the step ends, blocks stay
     gathered after a backward pass until the next forward pass: so torch's schedules have it.
     """
 
@@ -326,8 +325,10 @@ def _afterwards(job: Job, layout: Layout, stage: int, state: dict[str, int]) -> 
     }
 
 
-def _always(job: Job, layout: Layout, stage: int) -> int:
-    """Rotary tables; of a pipeline, the batch and buffers for every micro-batch instead."""
+def standing_bytes(job: Job, layout: Layout, stage: int) -> int:
+    """What is there all through a step, beside state: rotary tables while passes run; of a pipeline, the batch and
+    buffers for every micro-batch instead, until the step ends.
+    """
     tokens = micro_tokens(job, layout)
     if layout.pp == 1:
         return 2 * job.compute * job.model.head_size * tokens

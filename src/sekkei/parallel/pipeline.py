@@ -36,7 +36,8 @@ from sekkei.model.lora import lora_config
 from sekkei.model.moe import biases
 from sekkei.model.transformer import Head, Transformer
 from sekkei.parallel.apply import Sharded, held_dtype, scale_gradients, weights_dtype
-from sekkei.parallel.layout import Layout, Mesh
+from sekkei.parallel.layout import Layout
+from sekkei.parallel.mesh import Mesh
 
 ONE_STAGE = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 SEVERAL = {"interleaved": ScheduleInterleaved1F1B, "zero_bubble": ScheduleInterleavedZeroBubble}

@@ -10,11 +10,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-
-from sekkei.model.attention import choose_path
+from sekkei.model.choices import CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS, KEEP_ELEMENTS, choose_path
 from sekkei.model.flops import cast_weights, saved_by_mlp
-from sekkei.model.logprobs import CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS, KEEP_ELEMENTS
 from sekkei.parallel.layout import Layout
 from sekkei.parallel.memory import Job, micro_tokens
 
@@ -90,8 +87,7 @@ def activation_bytes(job: Job, layout: Layout, number: int = 0, device: Device =
 
 def writes_scores(job: Job, layout: Layout, device: Device) -> bool:
     """Whether attention takes the explicit path."""
-    dtype = torch.bfloat16 if job.compute == 2 else torch.float64
-    return layout.cp == 1 and choose_path(torch.device(device), dtype, job.context) == "explicit"
+    return layout.cp == 1 and choose_path(device, job.compute == 2, job.context) == "explicit"
 
 
 def _kinds(here: list[int], dense: int) -> tuple[list[int], list[int]]:

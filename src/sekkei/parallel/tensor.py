@@ -24,35 +24,8 @@ from torch import Tensor, nn
 
 from sekkei.model.transformer import Transformer
 from sekkei.parallel.collectives import Group, assemble, collect, gather, scatter, spread
+from sekkei.parallel.cuts import ADAPTER_SIDES, CUTS, cut_dim
 from sekkei.parallel.vocab import VocabEmbedding, VocabLogprobs
-
-CUTS = {  # dim of the weight that is cut
-    "q_proj": 0,
-    "k_proj": 0,
-    "v_proj": 0,
-    "gate_proj": 0,
-    "up_proj": 0,
-    "o_proj": 1,
-    "down_proj": 1,
-    "embed": 0,
-    "lm_head": 0,
-}
-ADAPTER_SIDES = {"lora_a": 1, "lora_b": 0}
-
-
-def cut_dim(name: str) -> int | None:
-    """The dim along which tensor parallelism cuts the parameter called `name`; None: every rank has all of it.
-
-    Of an adapter's pair (model/lora.py) only the side that meets the cut: B [out, r] where outputs are cut, A [r, in]
-    where inputs are.
-    """
-    if "." not in name:
-        return None
-    *_, module, last = name.split(".")
-    dim = CUTS.get(module)
-    if last in ADAPTER_SIDES and dim != ADAPTER_SIDES[last]:
-        return None
-    return dim
 
 
 def apply_tensor_parallel(model: Transformer, group: Group, sequence_parallel: bool) -> frozenset[str]:

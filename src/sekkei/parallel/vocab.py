@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sekkei.model.logprobs import CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS, KEEP_ELEMENTS, scored_indices, wide
+from sekkei.model.choices import CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS, KEEP_ELEMENTS
+from sekkei.model.logprobs import scored_indices, wide
 from sekkei.parallel.collectives import Group, all_reduced, collect, scatter
 
 

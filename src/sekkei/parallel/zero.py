@@ -28,8 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sekkei.parallel.collectives import Group, all_gathered, reduce_scattered
-
-BUCKET_ELEMENTS = 1 << 23  # 32 MiB of float32: large enough for a link's full speed, small beside a model
+from sekkei.parallel.cuts import BUCKET_ELEMENTS
 
 
 @dataclass

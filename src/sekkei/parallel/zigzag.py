@@ -29,8 +29,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sekkei.core.errors import ConfigError
 from sekkei.data.batch import Batch
+from sekkei.parallel.layout import check_length
 
 Order = Literal["zigzag", "contiguous"]
 
@@ -40,23 +40,6 @@ TOKEN_FIELDS = ("ids", "labels", "mask", "positions", "segments")
 def chunks_of(rank: int, size: int, order: Order = "zigzag") -> tuple[int, int]:
     """The two of 2·size chunks that a rank holds, ascending."""
     return (rank, 2 * size - 1 - rank) if order == "zigzag" else (2 * rank, 2 * rank + 1)
-
-
-def check_length(tokens: int, size: int, key: str = "layout.cp") -> None:
-    """Refuse rows that cannot be cut.
-
-    Args:
-        tokens: `T` of a whole row; size: ranks on the context-parallel axis.
-        key: recipe key that the error names.
-    Raises:
-        ConfigError: 2·size does not divide `tokens`. A single rank cuts nothing and takes any length.
-    """
-    step = 2 * size
-    if size > 1 and (tokens % step or not tokens):
-        below, above = tokens // step * step, (tokens // step + 1) * step
-        near = f"{below} or {above} would" if below else f"{above} would"
-        sum_ = f"{tokens} = {tokens // step}·{step} + {tokens % step}"
-        raise ConfigError(key, f"2·cp = 2·{size} = {step} must divide the row length: {sum_}; {near}")
 
 
 def take(x: Tensor, rank: int, size: int, dim: int = 1, order: Order = "zigzag") -> Tensor:

@@ -25,8 +25,9 @@ from sekkei.model.config import ModelConfig
 from sekkei.model.init import build
 from sekkei.objectives.pretrain import TokenLoss
 from sekkei.parallel.apply import Sharded
-from sekkei.parallel.layout import Layout, Mesh
+from sekkei.parallel.layout import Layout
 from sekkei.parallel.memory import textbook_bytes
+from sekkei.parallel.mesh import Mesh
 from sekkei.prove.spawned import spawned
 from sekkei.train.objective import Update
 from sekkei.train.optim import OptimConfig, Optimizer

@@ -18,7 +18,8 @@ from torch import Tensor
 from sekkei.data.batch import Batch
 from sekkei.model.transformer import Transformer
 from sekkei.parallel import apply, experts, pipeline, tensor, zero
-from sekkei.parallel.layout import Layout, Mesh
+from sekkei.parallel.layout import Layout
+from sekkei.parallel.mesh import Mesh
 from sekkei.parallel.zigzag import shard_batch
 from sekkei.train import sharded_step
 from sekkei.train.objective import Update

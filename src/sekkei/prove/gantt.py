@@ -33,8 +33,9 @@ from sekkei.data.batch import Batch, Sample, lay_out
 from sekkei.model.config import ModelConfig
 from sekkei.model.init import build
 from sekkei.objectives.pretrain import TokenLoss
-from sekkei.parallel.layout import CHUNKS, Layout, Mesh, Schedule
+from sekkei.parallel.layout import CHUNKS, Layout, Schedule
 from sekkei.parallel.live_bytes import LiveBytes, storage_bytes
+from sekkei.parallel.mesh import Mesh
 from sekkei.parallel.pipeline import Pipelined
 from sekkei.prove.spawned import spawned
 from sekkei.train.objective import Update

@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 
+from sekkei.parallel.cuts import BUCKET_ELEMENTS
 from sekkei.parallel.layout import CHUNKS, Layout
 from sekkei.parallel.memory import Job, local_table
-from sekkei.parallel.zero import BUCKET_ELEMENTS
 from sekkei.prove.trace import Traced, trace
 
 LAYERS = 3  # per stage: the first, the last, and one between

@@ -32,9 +32,10 @@ from sekkei.data.batch import Batch
 from sekkei.model.transformer import RUN_BLOCK, Transformer
 from sekkei.objectives.pretrain import TokenLoss
 from sekkei.parallel.apply import Sharded
-from sekkei.parallel.layout import Layout, Mesh
+from sekkei.parallel.layout import Layout
 from sekkei.parallel.live_bytes import LiveBytes
 from sekkei.parallel.memory import Job
+from sekkei.parallel.mesh import Mesh
 from sekkei.parallel.pipeline import Pipelined
 from sekkei.train.objective import Update
 from sekkei.train.optim import OptimConfig, Optimizer

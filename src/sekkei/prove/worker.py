@@ -23,7 +23,8 @@ from sekkei.core.errors import UserError
 from sekkei.model.config import ModelConfig
 from sekkei.model.transformer import RUN_BLOCK
 from sekkei.parallel.apply import Sharded
-from sekkei.parallel.layout import Groups, Layout, Mesh
+from sekkei.parallel.layout import Layout
+from sekkei.parallel.mesh import Groups, Mesh
 from sekkei.parallel.pipeline import Pipelined
 from sekkei.parallel.traffic import Traffic
 from sekkei.prove import case

@@ -22,7 +22,7 @@ from sekkei.evals.bits import ScoreBatch, domain_bits, position_bits
 from sekkei.evals.reasoning import ChainExam, held_out_problems
 from sekkei.model.config import RopeScaling
 from sekkei.model.transformer import Transformer
-from sekkei.parallel.layout import Mesh
+from sekkei.parallel.mesh import Mesh
 from sekkei.parallel.ops import LocalOps
 from sekkei.recipes.recipe import IMPORTED, Recipe
 from sekkei.stages.corpus import read_facts, splits_of

@@ -18,7 +18,7 @@ from sekkei.core.progress import Console
 from sekkei.core.runlog import RunLock, SilentLog
 from sekkei.core.stage_names import PAIRED
 from sekkei.core.tracker import open_tracker
-from sekkei.parallel.layout import Mesh
+from sekkei.parallel.mesh import Mesh
 from sekkei.recipes.recipe import Recipe
 from sekkei.recipes.tune import BASE, ROLLOUTS
 from sekkei.report.page import closing_screen, render

@@ -42,7 +42,7 @@ from sekkei.core.dist import Ranks
 from sekkei.core.errors import UserError
 from sekkei.core.progress import Console
 from sekkei.core.runlog import RunLog
-from sekkei.parallel.layout import Mesh
+from sekkei.parallel.mesh import Mesh
 from sekkei.recipes.recipe import Recipe
 from sekkei.report import words
 from sekkei.report.key_figures import key_figures

@@ -26,7 +26,7 @@ from sekkei.model.flops import flops_per_token
 from sekkei.model.lora import LoRAConfig, add_lora, lora_layers
 from sekkei.model.transformer import RUN_BLOCK, Transformer
 from sekkei.parallel.apply import Sharded
-from sekkei.parallel.layout import Mesh
+from sekkei.parallel.mesh import Mesh
 from sekkei.parallel.ops import LocalOps
 from sekkei.parallel.pipeline import Pipelined
 from sekkei.stages.run import NAME_WIDTH, Run

@@ -29,7 +29,7 @@ from sekkei.core.errors import UserError
 from sekkei.data.batch import EMPTY, Batch
 from sekkei.model.output import Output
 from sekkei.model.transformer import Transformer
-from sekkei.parallel.layout import Mesh
+from sekkei.parallel.mesh import Mesh
 from sekkei.parallel.pipeline import Pipelined, make_schedule
 from sekkei.train.objective import Mean, Metrics, Update
 from sekkei.train.sharded_step import PER_TOKEN, ShardedStep

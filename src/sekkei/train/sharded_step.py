@@ -23,7 +23,7 @@ from sekkei.model.layers import Attend
 from sekkei.model.output import Output
 from sekkei.parallel.apply import Sharded
 from sekkei.parallel.gather import AllGatherAttend
-from sekkei.parallel.layout import Mesh
+from sekkei.parallel.mesh import Mesh
 from sekkei.parallel.ops import MeshOps
 from sekkei.parallel.ring import RingAttend
 from sekkei.parallel.zigzag import gather_tokens, shard_batch

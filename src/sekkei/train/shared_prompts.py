@@ -29,7 +29,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from sekkei.data.batch import IGNORED, Batch
-from sekkei.model.attention import choose_path, explicit_attention
+from sekkei.model.attention import explicit_attention
+from sekkei.model.choices import choose_path
 from sekkei.model.output import Output
 
 WORTH = 0.9  # of the rows' tokens: with more than that left, rows are run as they are
@@ -174,7 +175,7 @@ class _Padded:
         """q [n, N · H], k, v [n, K · H] -> [real tokens, N · H]."""
         asked = self._heads(q, self.queries, width)
         seen_k, seen_v = self._heads(k, self.keys, width), self._heads(v, self.keys, width)
-        if choose_path(q.device, q.dtype, seen_k.shape[2]) == "explicit":
+        if choose_path(q.device.type, q.dtype == torch.bfloat16, seen_k.shape[2]) == "explicit":
             if self.bias is None:
                 self.bias = torch.zeros((), dtype=q.dtype, device=q.device).where(self.sees, -torch.inf)
             out = explicit_attention(asked, seen_k, seen_v, self.bias)
