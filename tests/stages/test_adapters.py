@@ -58,6 +58,8 @@ def live(recipe: Recipe, folder: Path, patient: dist.ProcessGroup | None = None,
     object.__setattr__(talk, "_sampled_pass1", lambda model, tokenizer: next(marks))
     for stage in (talk, PairedStage(recipe, "choose"), RolloutStage(recipe, "seek")):
         figures = stage.run(run, folder / stage.name)
+        if stage.name == "choose":  # again, as after a restart: the first rank has a file that the others have not read
+            figures = stage.run(run, folder / stage.name)
         if ranks.first:
             (folder / stage.name / "figures.json").write_text(json.dumps(figures))
 

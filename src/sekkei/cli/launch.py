@@ -110,8 +110,3 @@ def _check(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
         raise ConfigError("layout", f"{product}, and nodes·gpus_per_node = {nodes}·{gpus_per_node} = {world}")
     model = replace(recipe.model, vocab_size=recipe.tokenizer.vocab_size)
     layout.check(model, world)
-    for name, stage in recipe.pretrain.items():
-        try:
-            layout.check(model, tokens=stage.context)
-        except ConfigError as error:
-            raise ConfigError(error.key, f"{str(error).partition(': ')[2]} (pretrain.{name})") from None

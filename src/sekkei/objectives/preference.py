@@ -20,10 +20,12 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sekkei.core import atomic
+from sekkei.core.dist import Ranks
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.data.batch import Batch, Sample, lay_out
 from sekkei.engine.request import Sampling
@@ -242,7 +244,12 @@ def with_reference(batches: Sequence[Batch], ctx: Context) -> list[Batch]:
 
 
 def reference_logprobs(
-    pairs: Sequence[Pair], ctx: Context, micro_tokens: int, weights: str, cache: Path | None = None
+    pairs: Sequence[Pair],
+    ctx: Context,
+    micro_tokens: int,
+    weights: str,
+    cache: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> list[tuple[float, float]]:
     """The reference's log-probability of both sides of every pair, computed once.
 
@@ -251,14 +258,16 @@ def reference_logprobs(
     Args:
         weights: a name for the reference's weights and the dtype that they are run in; with the pairs themselves it
             is the key under which `cache`, a JSON file, is used again.
+        ranks: who scores together. The first one reads and writes the file, and all go by what it found: scoring is
+            collective, so none may do it alone.
     Raises:
         UserError: a log-probability is not finite.
     """
     key = f"{weights} {fingerprint(pairs)}"
-    if cache is not None and cache.exists():
-        found = json.loads(cache.read_text(encoding="utf-8"))
-        if found.get("key") == key:
-            return [(chosen, rejected) for chosen, rejected in found["logprobs"]]
+    kept = partial(_kept, cache, key)
+    known = ranks.first_does(kept) if ranks is not None else kept()
+    if known is not None:
+        return [(chosen, rejected) for chosen, rejected in known]
     order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i].prompt) - len(pairs[i].chosen))
     scores: dict[int, tuple[float, float]] = {}
     for start in range(0, len(order), 64):  # rows of one length per chunk: short pairs do not pay for long ones
@@ -272,9 +281,18 @@ def reference_logprobs(
     result = [scores[i] for i in range(len(pairs))]
     if not all(abs(value) < float("inf") for both in result for value in both):
         raise UserError("the reference model gives a log-probability that is not finite; its weights are broken")
-    if cache is not None:
+    if cache is not None and (ranks is None or ranks.first):
         atomic.write_text(cache, json.dumps({"key": key, "logprobs": result}) + "\n")
     return result
+
+
+def _kept(cache: Path | None, key: str) -> list[list[float]] | None:
+    """What an earlier attempt has computed."""
+    if cache is None or not cache.exists():
+        return None
+    found = json.loads(cache.read_text(encoding="utf-8"))
+    logprobs: list[list[float]] | None = found["logprobs"] if found.get("key") == key else None
+    return logprobs
 
 
 def fingerprint(pairs: Sequence[Pair]) -> str:

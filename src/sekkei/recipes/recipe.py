@@ -108,7 +108,17 @@ class Recipe:
             )
         self._check_lengths()
         if self.layout.world > 1:
-            self.layout.check(replace(self.model, vocab_size=self.tokenizer.vocab_size))
+            self._check_layout()
+
+    def _check_layout(self) -> None:
+        """Against the model, and the rows of pretraining; rows of other stages are padded as the layout wants them."""
+        model = replace(self.model, vocab_size=self.tokenizer.vocab_size)
+        self.layout.check(model)
+        for name, stage in self.pretrain.items():
+            try:
+                self.layout.check(model, tokens=stage.context)
+            except ConfigError as error:
+                raise ConfigError(error.key, f"{str(error).partition(': ')[2]} (pretrain.{name})") from None
 
     def _check_tuning(self) -> None:
         for key in ("dpo", "grpo"):

@@ -78,8 +78,7 @@ class PairedStage:
             weights = (
                 f"{atomic.sha256(run.artifact(self.start) / 'model')} {fast_dtype(run.device)} {config.loop.dtype}"
             )
-            cache = out / REFS if run.ranks.first else None
-            refs = reference_logprobs(pairs["train"], training.ctx, config.micro_tokens, weights, cache)
+            refs = reference_logprobs(pairs["train"], training.ctx, config.micro_tokens, weights, out / REFS, run.ranks)
         objective = Preference(pairs["train"], config.make_loss(), config.pairs, config.micro_tokens, refs, longest)
         training.train(out, objective, config.steps, config.optim)
         return self._judged(training, out, start, preference_accuracy(held_out, training.ctx))
