@@ -10,7 +10,7 @@ Then add a line to `VERBS`. A verb of several actions (`sekkei judge winrate …
 whatever its user can mend; it never prints an error itself.
 
 Exit codes: 0 done, 1 the verb says so, 2 a `UserError` or a wrong option, printed as one
-`error: …` line, 130 interrupted. Any other exception is a bug and keeps its traceback.
+`error: …` line, 3 a rank that this one works with has died, 130 interrupted. Any other exception is a bug and keeps its traceback.
 
 Listing the verbs must stay light: this file imports neither torch nor numpy nor typer at its top.
 """
@@ -27,6 +27,9 @@ from typing import Any
 
 from sekkei.core.errors import UserError
 from sekkei.core.signals import interrupt_on_sigterm
+
+LOST = ("Connection closed by peer", "Connection reset by peer")  # what gloo says where a rank has died
+RANK_LOST = 3  # unlike 1 and 2 mended by a restart (core/launch.py)
 
 # verb -> (module with `command`, one line of help), in the order of a first session
 VERBS: dict[str, tuple[str, str]] = {
@@ -95,6 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, _InterruptedError):
         print("interrupted: the same command goes on from a run's last checkpoint", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if "RANK" not in os.environ or not any(words in str(error) for words in LOST):
+            raise
+        print(f"rank {os.environ['RANK']}: a rank that it works with is gone ({_first(error)})", file=sys.stderr)
+        return RANK_LOST
+
+
+def _first(error: Exception) -> str:
+    """The first line of what went wrong, without the place in a library's source."""
+    return str(error).splitlines()[0].rpartition("] ")[2] or str(error).splitlines()[0]
 
 
 class _InterruptedError(Exception):

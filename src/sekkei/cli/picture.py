@@ -44,7 +44,7 @@ def schedules(
     ]
     words = [
         f"{ranks} ranks, {micro_batches} micro-batches, CPU. Each rank's actions in the order in which torch ran them, "
-        "with the median CPU time of each; transfers and waiting for a core are not in it. Right: peak activations.",
+        "with the least CPU time of each; transfers and waiting for a core are not in it. Right: peak activations.",
         f"(p - 1) / (m + p - 1) = {expected:.1%} for gpipe and 1f1b with equal stages.",
     ]
     atomic.write_text(out, pictures.page("Pipeline schedules", words, pictures.schedules(drawn)))

@@ -77,13 +77,16 @@ def command(
 
 def _show(found: Certificate) -> None:
     """One line per layout, then one per planted fault."""
-    head = f"{'layout':<32}{'loss':<8}{'n':>2}  {'gradient':>9}  {'after 3':>9}  "
-    print(head + f"{'params':>10}{'grads':>10}{'optim':>10}{'sent':>10}  bytes of rank 0")
+    head = f"{'layout':<32}{'objective':<10}{'n':>2}  {'loss':>9}  {'gradient':>9}  {'after 3':>9}  "
+    print(
+        head
+        + f"{'params':>10}{'grads':>10}{'optim':>10}{'sent':>10}  bytes of rank 0; the gradient that is furthest off"
+    )
     for row in found.rows:
         print(
-            f"{row['layout']:<32}{row['objective']:<8}{row['nproc']:>2}  {row['grad_rel_max']:9.1e}  "
-            f"{row['param_rel_max']:9.1e}  {row['bytes_params']:>10,}{row['bytes_grads']:>10,}{row['bytes_optim']:>10,}"
-            f"{row['bytes_sent']:>10,}  {'equal' if row['passed'] else 'DIFFERS: ' + row['grad_worst']}"
+            f"{row['layout']:<32}{row['objective']:<10}{row['nproc']:>2}  {row['loss_diff']:9.1e}  "
+            f"{row['grad_rel_max']:9.1e}  {row['param_rel_max']:9.1e}  {held}  "
+            f"{'equal' if row['passed'] else 'DIFFERS'}: {row['grad_worst']}"
         )
     if found.faults:
         print(f"\n{'planted fault':<40}{'layout':<16}{'gradient':>9}  {'norm':>9}")

@@ -44,6 +44,7 @@ def run_ranks(arguments: Sequence[str], nproc: int, restarts: int = DEFAULT_REST
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=nproc,
+        run_id=f"sekkei-{os.getpid()}",
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         max_restarts=0,

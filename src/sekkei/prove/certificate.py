@@ -37,6 +37,7 @@ NAMED = (  # every axis, every stage of ZeRO, every schedule, and pairs of axes
     Layout(pp=2, dp=2, zero=3, schedule="interleaved"),
     Layout(dp=2, tp=2, zero=3, recompute="full"),
     Layout(dp=4, ep=2, zero=2),
+    Layout(dp=2, zero=3, offload=True),
 )
 MORE = (  # in `--all` beside the product: what the product leaves out
     Layout(dp=2, cp=2, zero=3, recompute="full"),
@@ -179,11 +180,13 @@ def _product(nproc: int) -> list[Layout]:
     for pp, dp, cp, tp in itertools.product(sizes, repeat=4):
         if not 1 < pp * dp * cp * tp <= nproc or dp > case.MICRO_BATCHES:
             continue
-        for zero, sequence, reshard, replicate, context, schedule in itertools.product(
-            range(4), (False, True), (True, False), (1, 2), ("ring", "gather"), CHUNKS
+        for zero, sequence, reshard, replicate, context, schedule, recompute in itertools.product(
+            range(4), (False, True), (True, False), (1, 2), ("ring", "gather"), CHUNKS, ("none", "selective", "full")
         ):
             if ((not reshard or replicate > 1) and zero != 3) or (pp == 1 and schedule != "1f1b"):
                 continue
+            if recompute != "none" and (sequence, reshard, replicate, context) != (False, True, 1, "ring"):
+                continue  # what a block holds is computed again whatever these are: not multiplied with them
             try:
                 layout = Layout(
                     pp=pp,
@@ -196,6 +199,7 @@ def _product(nproc: int) -> list[Layout]:
                     context=context,  # type: ignore[arg-type]
                     sequence_parallel=sequence,
                     schedule=schedule,
+                    recompute=recompute,  # type: ignore[arg-type]
                 )
                 layout.check(case.DEEP if pp > 1 else case.CONFIG, tokens=TOKENS)
                 layout.check_micro_batches(case.MICRO_BATCHES // dp)
