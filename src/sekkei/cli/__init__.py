@@ -9,8 +9,8 @@ Then add a line to `VERBS`. A verb of several actions (`sekkei judge winrate …
 `COMMANDS`, action -> function, of at least two. The function returns None or an exit code, and raises `UserError` for
 whatever its user can mend; it never prints an error itself.
 
-Exit codes: 0 done, 1 the verb says so, 2 a `UserError` or a wrong option, printed as one
-`error: …` line, 3 a rank that this one works with has died, 130 interrupted. Any other exception is a bug and keeps its traceback.
+Exit codes: 0 done, 1 the verb says so, 2 a `UserError` or a wrong option, printed as one `error: …` line, 3 a rank that
+this one works with has died, 130 interrupted. Any other exception is a bug and keeps its traceback.
 
 Listing the verbs must stay light: this file imports neither torch nor numpy nor typer at its top.
 """

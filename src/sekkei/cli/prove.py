@@ -78,11 +78,9 @@ def command(
 def _show(found: Certificate) -> None:
     """One line per layout, then one per planted fault."""
     head = f"{'layout':<32}{'objective':<10}{'n':>2}  {'loss':>9}  {'gradient':>9}  {'after 3':>9}  "
-    print(
-        head
-        + f"{'params':>10}{'grads':>10}{'optim':>10}{'sent':>10}  bytes of rank 0; the gradient that is furthest off"
-    )
+    print(head + f"{'params':>10}{'grads':>10}{'optim':>10}{'sent':>10}  bytes of rank 0; the gradient furthest off")
     for row in found.rows:
+        held = "".join(f"{row[key]:>10,}" for key in ("bytes_params", "bytes_grads", "bytes_optim", "bytes_sent"))
         print(
             f"{row['layout']:<32}{row['objective']:<10}{row['nproc']:>2}  {row['loss_diff']:9.1e}  "
             f"{row['grad_rel_max']:9.1e}  {row['param_rel_max']:9.1e}  {held}  "
