@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from sekkei.recipes.recipe import load
 from sekkei.stages.run import recipe_digest
 
@@ -53,9 +55,10 @@ def test_alignment_did_what_each_stage_is_for() -> None:
     assert reasoning("dpo", "pass1_sampled") >= reasoning("sft", "pass1_sampled") - 0.03
 
 
-def test_figures_are_of_the_shipped_recipe() -> None:
-    shipped = recipe_digest(load("laptop", []))
-    assert RECORDED["digests"]["recipe"] == shipped, "run sekkei run laptop, commit its results"
+@pytest.mark.parametrize("name", ["laptop", "r1", "r1-zero"])
+def test_figures_are_of_the_shipped_recipe(name: str) -> None:
+    recorded = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    assert recorded["digests"]["recipe"] == recipe_digest(load(name, [])), f"run sekkei run {name}, commit its results"
 
 
 def study(name: str) -> dict[str, float]:
