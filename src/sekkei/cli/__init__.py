@@ -99,15 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted: the same command goes on from a run's last checkpoint", file=sys.stderr)
         return 130
     except RuntimeError as error:
-        if "RANK" not in os.environ or not any(words in str(error) for words in LOST):
+        lost = next((words for words in LOST if words in str(error)), None)
+        if lost is None or "RANK" not in os.environ:
             raise
-        print(f"rank {os.environ['RANK']}: a rank that it works with is gone ({_first(error)})", file=sys.stderr)
+        print(f"rank {os.environ['RANK']}: a rank that it works with is gone ({lost})", file=sys.stderr)
         return RANK_LOST
-
-
-def _first(error: Exception) -> str:
-    """The first line of what went wrong, without the place in a library's source."""
-    return str(error).splitlines()[0].rpartition("] ")[2] or str(error).splitlines()[0]
 
 
 class _InterruptedError(Exception):
