@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import pytest
 import torch.distributed as dist
@@ -14,9 +15,8 @@ from sekkei.parallel.memory import Job, state_bytes
 from sekkei.parallel.mesh import Mesh
 from sekkei.prove import case
 from sekkei.prove.spawned import spawned
-from sekkei.prove.trace import one_step, trace
+from sekkei.prove.trace import Traced, one_step, trace
 
-JOB = Job(model=case.DEEP, context=48, rows=16, micro_rows=2, weights="fp32")
 LAYOUTS = (
     Layout(dp=4),
     Layout(dp=4, zero=1),
@@ -34,9 +34,29 @@ LAYOUTS = (
 )
 
 
+CASES = [
+    (layout, rank) for layout in LAYOUTS for rank in (0, 3) if rank == 0 or layout.pp * layout.tp > 1
+]  # else alike
+REPEATS = 3
+
+
+def job(layout: Layout) -> Job:
+    return Job(model=case.DEEP if layout.pp > 1 else case.CONFIG, context=48, rows=16, micro_rows=2, weights="fp32")
+
+
+@cache
+def dry(layout: Layout, rank: int) -> Traced:
+    return trace(job(layout), layout, rank)
+
+
 def _steps() -> list[dict[str, int]]:
-    steps = [one_step(JOB, Mesh(layout, "cpu")) for layout in LAYOUTS]
-    return [{"held": step.held, "peak": step.peak} for step in steps]
+    """The lowest peak of a few: a thread of gloo's may hold what it carried a moment longer than the step does."""
+    found = []
+    for layout in LAYOUTS:
+        mesh = Mesh(layout, "cpu")
+        steps = [one_step(job(layout), mesh) for _ in range(REPEATS)]
+        found.append({"held": steps[0].held, "peak": min(step.peak for step in steps)})
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +66,11 @@ def measured() -> dict[str, dict[str, int]]:
     return {f"{layout.name} {rank}": found[rank][i] for i, layout in enumerate(LAYOUTS) for rank in (0, 3)}
 
 
-@pytest.mark.parametrize("rank", [0, 3])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+@pytest.mark.parametrize(("layout", "rank"), CASES, ids=lambda x: getattr(x, "name", None))
 def test_the_dry_run_predicts_what_real_ranks_hold(
     measured: dict[str, dict[str, int]], layout: Layout, rank: int
 ) -> None:
-    predicted, real = trace(JOB, layout, rank), measured[f"{layout.name} {rank}"]
+    predicted, real = dry(layout, rank), measured[f"{layout.name} {rank}"]
     assert predicted.peak == pytest.approx(real["peak"], rel=0.01)
     assert predicted.held == pytest.approx(real["held"], rel=0.01)
 
@@ -59,17 +78,17 @@ def test_the_dry_run_predicts_what_real_ranks_hold(
 @pytest.mark.parametrize("layout", LAYOUTS[:5], ids=lambda layout: layout.name)
 def test_what_is_held_is_the_closed_form(layout: Layout) -> None:
     """Parameters, gradients and moments between the backward pass and the optimizer's step, within 1%."""
-    known = sum(state_bytes(JOB.model, layout, "fp32").values())
-    assert trace(JOB, layout).held == pytest.approx(known, rel=0.01, abs=1024)  # the batch's ids are 768
+    known = sum(state_bytes(job(layout).model, layout, "fp32").values())
+    assert dry(layout, 0).held == pytest.approx(known, rel=0.01, abs=1024)  # the batch's ids are 768
 
 
 def test_what_cannot_be_traced_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"layout\.offload"):
-        trace(JOB, Layout(dp=2, zero=3, offload=True))
+        trace(job(Layout()), Layout(dp=2, zero=3, offload=True))
     with pytest.raises(ConfigError, match=r"layout\.compile"):
-        trace(JOB, Layout(dp=2, compile=True))
+        trace(job(Layout()), Layout(dp=2, compile=True))
     with pytest.raises(ConfigError, match=r"layout\.dp"):
-        trace(JOB, Layout(dp=16))
+        trace(job(Layout()), Layout(dp=16))
     assert not dist.is_initialized()
 
 

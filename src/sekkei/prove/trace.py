@@ -70,7 +70,6 @@ def trace(job: Job, layout: Layout, rank: int = 0) -> Traced:
     Raises:
         ConfigError: the layout does not fit the job, or cannot be traced.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     job.check(layout)
@@ -81,7 +80,7 @@ def trace(job: Job, layout: Layout, rank: int = 0) -> Traced:
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world)
     try:
         mesh = Mesh(layout, "cpu")
-        with FakeTensorMode(allow_non_fake_inputs=True), _alone():
+        with _without_values(), _alone():
             return one_step(job, mesh)
     finally:
         dist.destroy_process_group()
@@ -164,6 +163,12 @@ class _Transfer(NamedTuple):
 
     def wait(self) -> Any:
         return self.work.wait()
+
+
+def _without_values() -> contextlib.AbstractContextManager[Any]:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 @contextlib.contextmanager
