@@ -43,6 +43,7 @@ MORE = (  # in `--all` beside the product: what the product leaves out
     Layout(dp=2, cp=2, zero=3, recompute="full"),
     Layout(pp=2, cp=2, schedule="interleaved", recompute="full"),
     Layout(cp=2, tp=2, recompute="selective"),
+    Layout(tp=2, sequence_parallel=True, compile=True),
     Layout(cp=2, ep=2, zero=1),
     *(Layout(dp=4, ep=2, zero=zero) for zero in (0, 1, 3)),
     Layout(dp=4, ep=4),
@@ -84,13 +85,7 @@ OWN = (  # of a recipe that names no layout: one of each kind
     Layout(pp=2),
 )
 SPREAD = (Layout(dp=2), Layout(tp=2), Layout(cp=2), Layout(pp=2))
-COMPILED = (
-    Layout(dp=2, zero=2, compile=True),
-    Layout(dp=2, zero=3, recompute="full", compile=True),
-    Layout(tp=2, sequence_parallel=True, compile=True),
-    Layout(cp=2, compile=True),
-    Layout(pp=2, compile=True),
-)
+BLOCKS = tuple(itertools.product(("none", "selective", "full"), (False, True)))  # how a block runs: recompute, compile
 PREFERENCES = (*SPREAD, Layout(cp=4), Layout(dp=2, cp=2, zero=2))
 OTHERS = tuple(name for name in OBJECTIVES if name not in ("tokens", "dpo"))
 
@@ -118,7 +113,8 @@ def rows_for(nproc: int, everything: bool, compiler: bool = True) -> list[Row]:
     if nproc not in (2, 4, 8):
         raise UserError(f"--nproc={nproc}: must be 2, 4 or 8")
     layouts = [*NAMED, *(EIGHT if nproc == 8 else ())]
-    rows = [Row(layout) for layout in (*layouts, *((*MORE, *_product(nproc)) if everything else ()))]
+    layouts += [*MORE, *_product(nproc)] if everything else []
+    rows = [Row(layout) for layout in layouts if compiler or not layout.compile]
     rows += [Row(layout, kind="muon") for layout in (MUON if everything else MUON[:1])]
     rows += [Row(layout, dtype="fp32") for layout in (FLOAT32 if everything else FLOAT32[:1])]
     rows += [Row(layout, lora=True) for layout in (ADAPTERS if everything else ADAPTERS[:1])]
@@ -127,7 +123,6 @@ def rows_for(nproc: int, everything: bool, compiler: bool = True) -> list[Row]:
         rows += [Row(layout, "dpo") for layout in PREFERENCES]
         rows += [Row(layout, name) for name in OTHERS for layout in SPREAD]
         rows += [Row(layout, name, dtype="fp32") for name in ("tokens", "dpo", "grpo") for layout in SPREAD]
-        rows += [Row(layout) for layout in COMPILED if compiler]
     return list(dict.fromkeys(row for row in rows if row.nproc <= nproc))
 
 
@@ -180,13 +175,13 @@ def _product(nproc: int) -> list[Layout]:
     for pp, dp, cp, tp in itertools.product(sizes, repeat=4):
         if not 1 < pp * dp * cp * tp <= nproc or dp > case.MICRO_BATCHES:
             continue
-        for zero, sequence, reshard, replicate, context, schedule, recompute in itertools.product(
-            range(4), (False, True), (True, False), (1, 2), ("ring", "gather"), CHUNKS, ("none", "selective", "full")
+        for zero, sequence, reshard, replicate, context, schedule, again in itertools.product(
+            range(4), (False, True), (True, False), (1, 2), ("ring", "gather"), CHUNKS, BLOCKS
         ):
             if ((not reshard or replicate > 1) and zero != 3) or (pp == 1 and schedule != "1f1b"):
                 continue
-            if recompute != "none" and (sequence, reshard, replicate, context) != (False, True, 1, "ring"):
-                continue  # what a block holds is computed again whatever these are: not multiplied with them
+            if again != BLOCKS[0] and (sequence, reshard, replicate, context) != (False, True, 1, "ring"):
+                continue  # a block runs one way or another whatever these are: not multiplied with them
             try:
                 layout = Layout(
                     pp=pp,
@@ -199,7 +194,8 @@ def _product(nproc: int) -> list[Layout]:
                     context=context,  # type: ignore[arg-type]
                     sequence_parallel=sequence,
                     schedule=schedule,
-                    recompute=recompute,  # type: ignore[arg-type]
+                    recompute=again[0],  # type: ignore[arg-type]
+                    compile=again[1],
                 )
                 layout.check(case.DEEP if pp > 1 else case.CONFIG, tokens=TOKENS)
                 layout.check_micro_batches(case.MICRO_BATCHES // dp)
