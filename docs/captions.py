@@ -16,6 +16,8 @@ import json
 import sys
 from pathlib import Path
 
+from sekkei.recipes.recipe import load
+
 ROOT = Path(__file__).resolve().parent.parent
 LOWER = ("core", "text", "text/blocks", "text/pipeline", "text/read", "model", "tools")
 MIDDLE = ("parallel", "data", "data/tasks", "engine", "train", "objectives", "llm")
@@ -116,8 +118,9 @@ def long_context() -> str:
 def study() -> str:
     """Every tuning stage of the recorded studies, side by side."""
     lines = [
-        "| recipe | stage | greedy | sampled | thinking off | steps written | tokens trained | models, MB | minutes |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| recipe | stage | greedy | sampled | thinking off | operations written | training steps | tokens trained "
+        "| models | MB | seconds |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name in ("laptop-study", "r1-zero", "r1"):
         path = ROOT / "docs" / "results" / f"{name}.json"
@@ -133,12 +136,23 @@ def study() -> str:
             shown = [f"{figures['pass1_greedy']:.0%}", f"{figures['pass1_sampled']:.0%}", f"{silent:.0%}"]
             shown.append(f"{figures['steps']:.1f}")
             if f"{stage}.tokens" in found:
-                size = f"{found[f'{stage}.models']:.0f}, {found[f'{stage}.model_bytes'] / 1e6:.0f}"
-                shown += [f"{found[f'{stage}.tokens']:,.0f}", size, f"{seconds[stage] / 60:.1f}"]
+                steps = found.get(f"{stage}.steps", training_steps(name, stage))
+                shown += [f"{steps:.0f}", f"{found[f'{stage}.tokens']:,.0f}", f"{found[f'{stage}.models']:.0f}"]
+                shown += [f"{found[f'{stage}.model_bytes'] / 1e6:.1f}", f"{seconds[stage]:,.0f}"]
             else:
-                shown += ["", "", ""]
+                shown += [""] * 5
             lines.append(f"| `{name}` | `{stage}` | " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"
+
+
+def training_steps(recipe: str, stage: str) -> int:
+    """Optimizer steps that the shipped recipe gives a stage."""
+    whole = load(recipe, [])
+    if stage not in whole.tune:
+        return int(getattr(whole, stage).steps)
+    tune = whole.tune[stage]
+    kinds = ("sft", "reward", "dpo", "kto", "online_dpo", "ppo", "grpo")
+    return next(int(getattr(tune, kind).steps) for kind in kinds if getattr(tune, kind) is not None)
 
 
 def strategies() -> str:
