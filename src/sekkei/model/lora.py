@@ -73,8 +73,8 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         if self.rank < 0:
             raise ConfigError("rank", f"got {self.rank}, must be >= 0 (0 = no adapter)")
-        if self.alpha <= 0:
-            raise ConfigError("alpha", f"got {self.alpha}, must be > 0: the adapter would have no effect")
+        if not 0 < self.alpha < math.inf:
+            raise ConfigError("alpha", f"got {self.alpha}, must be > 0 and finite: at 0 the adapter has no effect")
         unknown = sorted(set(self.targets) - {*ATTENTION, *MLP})
         if unknown or not self.targets:
             raise ConfigError("targets", f"got {list(self.targets)}, must name some of {', '.join((*ATTENTION, *MLP))}")

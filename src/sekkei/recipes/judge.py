@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sekkei.core.errors import ConfigError
+from sekkei.objectives.ranges import check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +57,7 @@ class JudgeRewardConfig:
             raise ConfigError("by", f"got {self.by!r}: who judges? https://HOST/v1#MODEL, runs/other, or #STAGE")
         if self.weight <= 0:
             raise ConfigError("weight", f"got {self.weight}, must be > 0; leave the judge out instead")
-        for key in ("opponents", "concurrency", "max_tokens"):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 1")
+        check_ranges(self, counts=("opponents", "concurrency", "max_tokens"))
         if self.rubric is not None and self.how == "pairs":
             raise ConfigError("rubric", "scores an answer by itself, and how is pairs; leave one of the two out")
 

@@ -23,6 +23,7 @@ from sekkei.objectives.kto import KTOConfig
 from sekkei.objectives.online_dpo import OnlineDPOConfig
 from sekkei.objectives.ppo import PPOConfig
 from sekkei.objectives.preference import DPOConfig
+from sekkei.objectives.ranges import check_ranges
 from sekkei.objectives.reward import RewardConfig
 from sekkei.objectives.sft import SFTConfig
 from sekkei.recipes.judge import JudgeRewardConfig
@@ -46,9 +47,7 @@ class RewardWeights:
     free_tokens: int = 64
 
     def __post_init__(self) -> None:
-        for key in ("verifier", "format", "length", "free_tokens"):
-            if getattr(self, key) < 0:
-                raise ConfigError(key, f"got {getattr(self, key)}, must be >= 0")
+        check_ranges(self, not_negative=("verifier", "format", "length", "free_tokens"))
 
 
 @dataclass(frozen=True, kw_only=True)
