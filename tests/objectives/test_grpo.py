@@ -166,7 +166,7 @@ def test_the_clip_by_hand() -> None:
         mask=mask,
         positions=batch.positions,
         segments=batch.segments,
-        extra={"advantages": advantages, "old": old, "sampled": ratios.log() - 0.25},
+        extra={"advantages": advantages, "old": old, "sampled": old - 0.25},
     )
     loss = GRPOLoss(clip_low=0.2, clip_high=0.3, temperature=1.0)
     terms, metrics = loss.terms(Output(logprobs=logprobs, entropy=torch.full((1, 6), 2.0)), batch, LocalOps())
@@ -176,7 +176,7 @@ def test_the_clip_by_hand() -> None:
     assert logprobs.grad is not None
     assert logprobs.grad[0].tolist() == pytest.approx([0.0, 1.5, -0.5, 0.0, -2.2, 0.0])
     means = {name: float(mean.total / mean.weight) for name, mean in metrics.items()}
-    approx = sum(1 / r - 1 + math.log(r) for r in (1.5, 1.5, 0.5, 0.5, 1.1)) / 5
+    approx = sum(r - 1 - math.log(r) for r in (1.5, 1.5, 0.5, 0.5, 1.1)) / 5
     clips = {"clip_fraction": 0.4, "clip_fraction/low": 0.2, "clip_fraction/high": 0.2}
     assert means == pytest.approx({"entropy": 2.0, **clips, "engine_gap": 0.25, "approx_kl": approx})
     assert {kind: float(n) for kind, n in loss.units(batch).items()} == {"tokens": 5.0}
@@ -288,8 +288,8 @@ def test_a_task_is_learned(tmp_path: Path, updates: int) -> None:
     records = learn(tmp_path, updates)
     assert records[0]["reward"] < 0.2
     assert records[-1]["reward"] > 0.9
-    if updates == 1:  # the engine's log-probabilities are those that the trainer recomputes
-        assert max(record["engine_gap"] for record in records) < 1e-4
+    # the engine's log-probabilities are those that the trainer recomputes, however far a second update moves it
+    assert max(record["engine_gap"] for record in records) < 1e-4
     assert any(record["clip_fraction"] > 0 for record in records) == (updates == 2)
     assert records[0]["entropy"] > records[-1]["entropy"]
 

@@ -96,17 +96,16 @@ class GRPOLoss:
         old = batch.extra["old"] if "old" in batch.extra else out.logprobs.detach()
         ratio = self._ratio(out.logprobs, old, batch, ops)
         surrogate, cut = self._surrogate(ratio, advantages, out.logprobs)
-        gap = (out.logprobs.detach() - batch.extra["sampled"]).abs()
         measured = {
             "entropy": out.entropy.detach(),
             "clip_fraction": cut,
             "clip_fraction/low": cut * (advantages < 0),
             "clip_fraction/high": cut * (advantages > 0),
-            "engine_gap": gap,
+            "engine_gap": (old - batch.extra["sampled"]).abs(),  # the trainer at rollout time, not what it became
         }
         if "old" in batch.extra:
-            moved = (old - out.logprobs).detach()
-            measured["approx_kl"] = moved.exp() - 1 - moved
+            moved = (out.logprobs - old).detach()
+            measured["approx_kl"] = moved.exp() - 1 - moved  # k3 of KL(old || now): the tokens are old's
         if self.correction != "none":
             factor, raw = self._correction(old, batch, ops)
             surrogate = surrogate * factor
