@@ -33,6 +33,7 @@ from sekkei.objectives.rollout import (
     weighted,
 )
 from sekkei.objectives.sft import pack_samples
+from sekkei.objectives.variants import Variant
 from sekkei.parallel.ops import LocalOps
 from sekkei.train.objective import Context
 from sekkei.train.step import PlainStep
@@ -300,6 +301,42 @@ def test_a_reward_models_score_is_added() -> None:
     assert group.figures[0]["rewards/model"] == END / 2
     config = GRPOConfig(steps=1, prompts=1, samples=2, reward_model=0.25)
     assert GRPO(numbered, config, (END,)).needs == {"engine", "reward"}
+
+
+@pytest.mark.parametrize("variant", ["token", "rloo", "reinforce_pp"])
+def test_a_group_that_could_not_be_judged_is_no_minibatch(variant: Variant) -> None:
+    """Of four groups the last two fail as a whole: the minibatches are of the first two."""
+
+    def some(prompt: int, i: int) -> Completion:
+        return completion(3 + i, 7, END)
+
+    def fails(answer: Completion) -> Mapping[str, float]:
+        raise RuntimeError("out of order")
+
+    def prompt(index: int) -> Prompt:
+        return Prompt((index,), first_token if index < 2 else fails)
+
+    config = GRPOConfig(steps=1, prompts=4, samples=2, variant=variant, minibatches=2, reward_errors="skip")
+    objective = GRPO(prompt, config, (END,))
+    updates = objective.next_step(context(Drawer(some)))
+    assert len(updates) == 2
+    assert [sorted(advantages(update.micro_batches)) for update in updates] == [[0, 1]] * 2
+    assert objective.step_metrics()["reward_errors"] == 4
+
+
+def test_a_refill_takes_what_could_be_judged() -> None:
+    """Nothing has a spread: groups that are flat fill the rollout, those without an answer do not."""
+
+    def judge(answer: Completion) -> Mapping[str, float]:
+        return {"reward": 1.0}
+
+    def fails(answer: Completion) -> Mapping[str, float]:
+        raise RuntimeError("out of order")
+
+    config = GRPOConfig(steps=1, prompts=1, samples=2, variant="dapo", reward_errors="skip", max_refills=1)
+    objective = GRPO(lambda index: Prompt((index,), judge if index else fails), config, (END,))
+    (update,) = objective.next_step(context(Drawer(three_kinds)))
+    assert sum(len(found) > 0 for found in advantages(update.micro_batches).values()) == 1  # one answer stands for all
 
 
 def test_groups_are_split_without_rest() -> None:

@@ -226,7 +226,8 @@ class GRPO:
         check_policy(ctx.models.get("policy"))
         config = self.config
         self.groups, self.figures = self._one_ahead(ctx) if config.off_by else self._roll_out(ctx)
-        parts = split(self.groups, config.minibatches)
+        judged = [group for group in self.groups if group.completions]  # where no answer could be, there is no group
+        parts = split(judged, config.minibatches)
         samples = [group_samples(part, config, self.point) for part in parts]
         if self.point.kl == 0 and self.point.advantage != "batch_std":
             samples = [taught(part, self.point.aggregation) for part in samples]
@@ -260,7 +261,7 @@ class GRPO:
                 break
             rounds += 1
         figures = {**scored_figures(drawn, self.judged), "refills": float(rounds), "groups_drawn": float(len(drawn))}
-        flat = [group for group in drawn if not group.has_spread]
+        flat = [group for group in drawn if group.completions and not group.has_spread]
         return kept + flat[: wanted - len(kept)], figures
 
     def _one_ahead(self, ctx: Context) -> tuple[list[Group], dict[str, float]]:
