@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from sekkei.core.errors import UserError
 from sekkei.objectives.conversations import Unfit, check_conversation, fitting, learned_turns, read_conversations
-from sekkei.objectives.preference_data import TextPair, read_pairs, transcript
+from sekkei.objectives.preference_data import TextFeedback, TextPair, read_pairs, read_preferences, transcript
 from sekkei.text.chat import Rendered, encode_chat, encode_prompt
 from sekkei.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
@@ -71,6 +72,40 @@ def test_tools_and_thoughts_are_kept(tmp_path: Path) -> None:
     found, _ = read_conversations(written(tmp_path, rows))
     assert [message["role"] for message in found[0]] == ["user", "assistant", "tool", "assistant"]
     assert found[1][1]["reasoning_content"] == "two and two"
+
+
+def parts(*texts: str, image: bool = False) -> list[dict[str, Any]]:
+    """A turn's content as the chat API of OpenAI writes it."""
+    found: list[dict[str, Any]] = [{"type": "text", "text": text} for text in texts]
+    return [*found, {"type": "image_url", "image_url": {"url": "data:,"}}] if image else found
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.parquet"])
+def test_text_in_parts_is_read_and_other_parts_are_counted(tmp_path: Path, name: str) -> None:
+    told = {"role": "assistant", "content": parts("4")}
+    rows = [
+        {"messages": [{"role": "user", "content": parts("2 +", " 2?")}, told]},
+        {"messages": [{"role": "user", "content": parts("2 + 2?", image=True)}, told]},
+        {"messages": [{"role": "user", "content": parts(image=True)}, told]},
+        {"messages": [{"role": "user", "content": parts()}, told]},
+    ]
+    found, counts = read_conversations(written(tmp_path, rows, name))
+    assert found == [[ASKED, SAID]]
+    assert counts == {"conversations/dropped_media": 2.0, "conversations/dropped_empty": 1.0}
+    pairs = [
+        {"prompt": [row["messages"][0]], "chosen": [told], "rejected": [{**told, "content": parts("5")}]}
+        for row in rows[:2]
+    ]
+    read, counts = read_pairs(written(tmp_path, pairs, f"pairs{Path(name).suffix}"))
+    assert read == [TextPair((ASKED,), "4", "5")]
+    assert counts == {"pairs": 2.0, "pairs/dropped_media": 1.0}
+
+
+@pytest.mark.parametrize("part", ["text", {"text": "2 + 2?"}, {"type": "text"}, {"type": "text", "text": None}])
+def test_a_part_that_is_none_is_named(tmp_path: Path, part: object) -> None:
+    rows = [{"messages": [ASKED, SAID]}, {"messages": [{"role": "user", "content": [part]}, SAID]}]
+    with pytest.raises(UserError, match=r"data\.jsonl:2: a part of a turn needs 'type'"):
+        read_conversations(written(tmp_path, rows))
 
 
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
@@ -217,6 +252,80 @@ def test_pairs_that_teach_nothing_are_counted(tmp_path: Path) -> None:
         read_pairs(written(tmp_path, rows[1:2]))
 
 
+def test_prompts_of_pairs_are_checked_as_conversations(tmp_path: Path) -> None:
+    sides = {"chosen": [SAID], "rejected": [{"role": "assistant", "content": "5"}]}
+    narrator = {"role": "narrator", "content": "…"}
+    rows = [
+        {"prompt": [SYSTEM, ASKED], **sides},
+        {"prompt": [SYSTEM, SYSTEM, ASKED], **sides},
+        {"prompt": [ASKED, SYSTEM], **sides},
+        {"prompt": [narrator, ASKED], **sides},
+        {"prompt": [SYSTEM], **sides},
+        {"prompt": " ", **sides},
+        {"chosen": [narrator, ASKED, SAID], "rejected": [narrator, ASKED, *sides["rejected"]]},
+        {"chosen": [SYSTEM, SAID, SYSTEM, SAID], "rejected": [SYSTEM, SAID, SYSTEM, *sides["rejected"]]},
+        {"chosen": [ASKED, ASKED], "rejected": [ASKED, {**ASKED, "content": "3 + 3?"}]},
+        {"chosen": [SAID], "rejected": sides["rejected"]},
+    ]
+    pairs, counts = read_pairs(written(tmp_path, rows, "pairs.json"))
+    assert pairs == [TextPair((SYSTEM, ASKED), "4", "5")]
+    assert counts == {
+        "pairs": 10.0,
+        "pairs/dropped_system": 3.0,
+        "pairs/dropped_role": 2.0,
+        "pairs/dropped_no_question": 2.0,
+        "pairs/dropped_empty": 1.0,
+        "pairs/dropped_no_answer": 1.0,
+    }
+    with pytest.raises(UserError, match=r"\(left out: 2 system, the first \S+data\.jsonl:1, 1 role, the first \S+:3\)"):
+        read_pairs(written(tmp_path, rows[1:4]))
+
+
+LIKED = {"prompt": "2 + 2?", "completion": "4", "label": True}
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.parquet"])
+def test_answers_liked_or_not_in_every_format(tmp_path: Path, tokenizer: Tokenizer, name: str) -> None:
+    texts = [LIKED, {**LIKED, "completion": "5", "label": False}]
+    turns = [{"prompt": [ASKED], "completion": [{**SAID, "content": row["completion"]}], "label": row["label"]}
+             for row in texts]  # fmt: skip
+    for rows in (texts, turns):
+        pairs, feedback, counts = read_preferences(written(tmp_path, rows, name))
+        assert pairs == []
+        assert feedback == [TextFeedback((ASKED,), "4", True), TextFeedback((ASKED,), "5", False)]
+        assert counts == {"answers": 2.0}
+    encoded = feedback[0].encode(tokenizer)
+    assert encoded.prompt == tuple(encode_prompt(tokenizer, [ASKED]))
+    assert encoded.answer == (*tokenizer.encode("4"), tokenizer.end_id)
+    assert encoded.desirable
+
+
+def test_answers_that_teach_nothing_are_counted(tmp_path: Path) -> None:
+    rows = [
+        LIKED,
+        {**LIKED, "completion": " "},
+        {**LIKED, "prompt": [SYSTEM, SYSTEM, ASKED]},
+        {**LIKED, "prompt": [{"role": "user", "content": parts(image=True)}]},
+    ]
+    _, feedback, counts = read_preferences(written(tmp_path, rows))
+    assert len(feedback) == 1
+    assert counts == {
+        "answers": 4.0, "answers/dropped_empty": 1.0, "answers/dropped_system": 1.0, "answers/dropped_media": 1.0
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"no answer to learn from \(left out: 1 empty, the first \S+:1\)"):
+        read_preferences(written(tmp_path, rows[1:2]))
+
+
+def test_pairs_and_single_answers_in_one_file_are_refused(tmp_path: Path) -> None:
+    pair = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
+    with pytest.raises(UserError, match=r"data\.jsonl:2: has 'completion' and 'label', .* before it are pairs"):
+        read_preferences(written(tmp_path, [pair, LIKED]))
+    with pytest.raises(UserError, match=r"data\.jsonl:2: is a pair, the records before it have 'completion'"):
+        read_preferences(written(tmp_path, [LIKED, pair]))
+    with pytest.raises(UserError, match=r"answers that are liked or not, one by one; .* learns from pairs"):
+        read_pairs(written(tmp_path, [LIKED]))
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
@@ -225,11 +334,19 @@ def test_pairs_that_teach_nothing_are_counted(tmp_path: Path) -> None:
         ({"chosen": 3, "rejected": 4}, "'chosen' must be text or a list of messages"),
         ({"prompt": "a", "chosen": [ASKED], "rejected": "b"}, "one assistant message"),
         ({"prompt": "a", "chosen": "b"}, "'rejected' must be"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "margin": math.nan},
+            "'margin' must be a finite .* nan",
+        ),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "2"}, "'margin' must be a finite number, got '2'"),
+        ({**LIKED, "label": 0.5}, "'label' must be true or false, got 0.5"),
+        ({**LIKED, "prompt": None}, "'prompt' must be text or a list of messages"),
+        ({**LIKED, "completion": [ASKED]}, "'completion' must be one assistant message"),
     ],
 )
 def test_broken_pairs_are_named(tmp_path: Path, row: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        read_pairs(written(tmp_path, [row]))
+    with pytest.raises(UserError, match=rf"data\.jsonl:1: .*{words}"):
+        read_preferences(written(tmp_path, [row]))
 
 
 def test_a_transcript_may_end_with_an_empty_answer() -> None:

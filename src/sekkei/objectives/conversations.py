@@ -5,9 +5,10 @@
     sharegpt    {"conversations": [{"from": "human", "value": "…"}, …]}                 also gpt, system, tool names
 
 as JSON, JSONL or Parquet, told by the keys of each record. `hub:` addresses as in text/read/hub.py are read by
-`datasets`. What cannot be learned from is left out and counted by reason: nothing is repaired in silence, except that
-turns after the last assistant turn are cut off ("trimmed"). It does not handle images, or tool calls as structured
-fields.
+`datasets`. A turn's text may stand in parts ({"type": "text", "text": "…"}), which are read one after the other. What
+cannot be learned from is left out and counted by reason: nothing is repaired in silence, except that turns after the
+last assistant turn are cut off ("trimmed"). It does not handle images and sounds (left out as "media"), or tool calls
+as structured fields.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def read_conversations(path: str) -> tuple[list[Conversation], dict[str, float]]
     kept: list[Conversation] = []
     counts: Counter[str] = Counter()
     for where, record in records(path):
-        messages = to_messages(record, where)
         try:
+            messages = to_messages(record, where)
             checked = check_conversation(messages)
         except Unfit as reason:
             counts[f"conversations/dropped_{reason}"] += 1
@@ -146,7 +147,7 @@ def to_messages(record: Mapping[str, Any], where: str) -> Conversation:
     """A record of any of the formats as messages, unchecked.
 
     Raises:
-        UserError: no known format.
+        UserError: no known format. Unfit: media (see `text_of`).
     """
     if "messages" in record:
         turns: Any = record["messages"]
@@ -176,11 +177,29 @@ def _listed(value: Any, key: str, where: str) -> Sequence[Any]:
 def _turn(turn: Any, role: str, content: str, where: str) -> dict[str, str]:
     if not isinstance(turn, Mapping) or not isinstance(turn.get(role), str):
         raise UserError(f"{where}: a turn needs {role!r} and {content!r}, got {turn!r:.80}")
-    text = turn.get(content)
-    made = {"role": turn[role], "content": text if isinstance(text, str) else ""}
+    made = {"role": turn[role], "content": text_of(turn.get(content), where)}
     if isinstance(turn.get("reasoning_content"), str):
         made["reasoning_content"] = turn["reasoning_content"]
     return made
+
+
+def text_of(content: Any, where: str) -> str:
+    """A turn's text, "" for none; of a list of parts the texts one after the other, as chat templates write them.
+
+    Raises:
+        Unfit: media (a part that is no text: an image, a sound, a file). UserError: a part without type or text.
+    """
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else ""
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if not isinstance(kind, str) or (kind == "text" and not isinstance(part.get("text"), str)):
+            raise UserError(f"{where}: a part of a turn needs 'type' and, if that is text, 'text', got {part!r:.80}")
+        if kind != "text":
+            raise Unfit("media")
+        texts.append(part["text"])
+    return "".join(texts)
 
 
 def _with_system(record: Mapping[str, Any], turns: Conversation) -> Conversation:
