@@ -55,7 +55,7 @@ def test_alignment_did_what_each_stage_is_for() -> None:
     assert reasoning("dpo", "pass1_sampled") >= reasoning("sft", "pass1_sampled") - 0.03
 
 
-@pytest.mark.parametrize("name", ["laptop", "r1", "r1-zero"])
+@pytest.mark.parametrize("name", ["laptop", "laptop-study", "r1", "r1-zero"])
 def test_figures_are_of_the_shipped_recipe(name: str) -> None:
     recorded = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
     assert recorded["digests"]["recipe"] == recipe_digest(load(name, [])), f"run sekkei run {name}, commit its results"
