@@ -160,11 +160,18 @@ BATCH_MUTANTS = [no_end, shifted_left, shifted_right, prompt_scored]
 @pytest.mark.parametrize(
     ("case", "mutate"),
     [("grpo_kl_dapo", m) for m in (*BATCH_MUTANTS, advantages_shifted, pad_scored)]
-    + [("grpo_gspo", m) for m in BATCH_MUTANTS],  # there padding belongs to no sequence, and A is the sequence's
+    # there padding belongs to no sequence, and A is the sequence's
+    + [(case, m) for case in ("grpo_gspo", "rloo") for m in BATCH_MUTANTS],
 )
 def test_a_mutant_of_the_batch_is_seen(golden: Any, case: str, mutate: Callable[[Batch], Batch]) -> None:
     batches = [mutate(batch) for batch in batches_of(golden, case, 1024)]
     assert golden.error(case, golden.context(), batches, loss_of(golden, case)) > 100 * LIMIT
+
+
+@pytest.mark.parametrize("case", ["grpo_gspo", "rloo"])
+def test_padding_never_enters_a_sequence(golden: Any, case: str) -> None:
+    batches = [pad_scored(batch) for batch in batches_of(golden, case, 1024)]
+    assert golden.error(case, golden.context(), batches, loss_of(golden, case)) < LIMIT
 
 
 class KLSign(GRPOLoss):

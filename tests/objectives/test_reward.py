@@ -46,8 +46,11 @@ def pairs_of(golden: Any) -> list[Pair]:
     return [Pair(tuple(p["prompt"]), tuple(p["chosen"]), tuple(p["rejected"])) for p in golden.inputs["pairs"]]
 
 
+CASES = ["reward", "reward_margin", "reward_center"]
+
+
 @pytest.mark.parametrize("micro_tokens", [1, 1024])
-@pytest.mark.parametrize("case", ["reward", "reward_margin", "reward_center"])
+@pytest.mark.parametrize("case", CASES)
 def test_the_loss_and_every_gradient_are_those_of_trl(golden: Any, case: str, micro_tokens: int) -> None:
     settings = golden.settings(case)
     margins = golden.inputs["margins"] if settings["margin"] else None
@@ -55,6 +58,10 @@ def test_the_loss_and_every_gradient_are_those_of_trl(golden: Any, case: str, mi
     batches = reward_batches(pairs_of(golden), micro_tokens, margins)
     ctx = context({"policy": golden.model("reward")})
     assert golden.error(case, ctx, batches, loss) < LIMIT
+
+
+def test_every_case_of_the_file_is_compared(golden: Any) -> None:
+    assert {name for name in golden.results["cases"] if name.startswith("reward")} == set(CASES)
 
 
 def one_later(batch: Batch) -> Batch:

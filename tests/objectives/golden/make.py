@@ -101,7 +101,8 @@ def make_inputs() -> dict[str, Any]:
     conversations = []
     for _ in range(4):
         ids = some(rng, 5, 14)
-        conversations.append({"ids": ids, "learned": [rng.random() < 0.5 for _ in ids]})
+        learned = [rng.random() < 0.5 for _ in ids]
+        conversations.append({"ids": [*ids, END], "learned": [*learned, True]})
     margins = [round(rng.uniform(0, 2), 3) for _ in pairs]
     return {
         "pairs": pairs,
@@ -191,10 +192,24 @@ def reference_free(book: Book) -> None:
         trainer = trainer_of(CPOTrainer, CPOConfig, policy, row, settings)
         batch = concatenable(book.inputs["pairs"])
         book.add(name, settings, trainer.model, lambda t=trainer, b=batch: t.get_batch_loss_metrics(t.model, b)[0])
-    policy = model_of(LlamaForCausalLM, 1)
-    trainer = trainer_of(ORPOTrainer, ORPOConfig, policy, row, {"beta": 0.3})
-    batch = concatenable(book.inputs["short"])
-    book.add("orpo", {"beta": 0.3}, trainer.model, lambda: trainer.get_batch_loss_metrics(trainer.model, batch)[0])
+    # TRL's NLL of ORPO is of the prompt, too: the whole loss is comparable where a prompt has one token, that nobody
+    # predicts; where it has more, the odds' term by itself
+    for name, key in (("orpo", "short"), ("orpo_odds", "pairs")):
+        trainer = trainer_of(ORPOTrainer, ORPOConfig, model_of(LlamaForCausalLM, 1), row, {"beta": 0.3})
+        batch = concatenable(book.inputs[key])
+        loss = orpo_whole if name == "orpo" else orpo_odds
+        book.add(name, {"beta": 0.3}, trainer.model, lambda t=trainer, b=batch, f=loss: f(t, b))
+
+
+def orpo_whole(trainer: Any, batch: dict[str, Tensor]) -> Tensor:
+    loss: Tensor = trainer.get_batch_loss_metrics(trainer.model, batch)[0]
+    return loss
+
+
+def orpo_odds(trainer: Any, batch: dict[str, Tensor]) -> Tensor:
+    chosen, rejected = trainer.concatenated_forward(trainer.model, batch)[:2]
+    gains: Tensor = trainer.odds_ratio_loss(chosen, rejected)[0]
+    return -gains.mean()
 
 
 def concatenable(pairs: list[dict[str, Any]]) -> dict[str, Tensor]:
