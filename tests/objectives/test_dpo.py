@@ -193,6 +193,7 @@ def test_metrics_as_counted(models: dict[str, Transformer]) -> None:
             for side in ("chosen", "rejected"):
                 both = [float(answer_logprobs(model, p.prompt, getattr(p, side)).sum()) for p in PAIRS]
                 sums[role, side] = torch.tensor(both, dtype=torch.float64)
+    tokens = sum(len(pair.chosen) for pair in PAIRS)
     rewards = {side: BETA * (sums["policy", side] - sums["reference", side]) for side in ("chosen", "rejected")}
     expected = {
         "rewards/chosen": rewards["chosen"].mean(),
@@ -202,6 +203,7 @@ def test_metrics_as_counted(models: dict[str, Transformer]) -> None:
         "logps/chosen": sums["policy", "chosen"].mean(),
         "logps/rejected": sums["policy", "rejected"].mean(),
         "logps/accuracies": (sums["policy", "chosen"] > sums["policy", "rejected"]).double().mean(),
+        "nll": -sums["policy", "chosen"].sum() / tokens,
     }
     assert set(metrics) == set(expected)
     for name, value in expected.items():

@@ -95,7 +95,7 @@ def test_what_it_needs() -> None:
         with pytest.raises(ConfigError, match=f"^{key}: "):
             OnlineDPOConfig(steps=1, **{key: value})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"^nll: got 0, but orpo"):
-        OnlineDPOConfig(steps=1, loss="orpo")
+        OnlineDPOConfig(steps=1, loss="orpo", nll=0.0)
 
 
 def copied(answer: Completion) -> Mapping[str, float]:

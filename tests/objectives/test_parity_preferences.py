@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -16,7 +16,8 @@ from sekkei.data.batch import IGNORED, Batch, Sample, lay_out
 from sekkei.model.attention import DenseAttend
 from sekkei.model.output import Output
 from sekkei.objectives.kto import KTO, Feedback, KTOConfig, KTOLoss, mismatched_kl
-from sekkei.objectives.pair_loss import PER_TOKEN_REWARD, DPOLoss, log_odds
+from sekkei.objectives.online_dpo import OnlineDPOConfig
+from sekkei.objectives.pair_loss import PER_TOKEN_REWARD, DPOLoss, PairKind, log_odds
 from sekkei.objectives.preference import (
     DPOConfig,
     Pair,
@@ -355,6 +356,17 @@ def test_reference_scores_are_kept(golden: Any, tmp_path: Any) -> None:
 def test_wrong_combinations_are_refused(key: str, values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"^{key}: "):
         DPOConfig(steps=1, **values)
+
+
+def test_a_losss_name_alone_is_the_published_loss() -> None:
+    """The term against likelihood displacement is part of CPO and ORPO, and of no other unless it is set."""
+    more: dict[str, dict[str, float]] = {"cdpo": {"smoothing": 0.1}, "robust": {"smoothing": 0.1}}
+    for config in (DPOConfig, OnlineDPOConfig):
+        for kind in get_args(PairKind):
+            loss = config(steps=1, loss=kind, **more.get(kind, {})).make_loss()
+            assert loss.nll == (1.0 if kind in ("cpo", "orpo") else 0.0), kind
+        assert config(steps=1, nll=0.2).make_loss().nll == 0.2
+        assert config(steps=1, nll=0.0).make_loss().nll == 0.0
 
 
 def test_sft_counts_no_empty_row() -> None:

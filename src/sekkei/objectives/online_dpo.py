@@ -17,7 +17,7 @@ from typing import Any
 from sekkei.core.errors import ConfigError
 from sekkei.engine.request import Sampling
 from sekkei.objectives.judged import Judged, scored_figures, scored_groups
-from sekkei.objectives.pair_loss import DPOLoss, PairKind, check_held
+from sekkei.objectives.pair_loss import DPOLoss, PairKind, nll_weight
 from sekkei.objectives.preference import Pair, pair_batches, sound_pairs, with_reference
 from sekkei.objectives.ranges import check_ranges
 from sekkei.objectives.rollout import Group, OnError, Prompt, check_policy, roll_out
@@ -32,7 +32,7 @@ class OnlineDPOConfig:
 
     Args:
         steps: rollouts, each followed by one optimizer step. prompts: per step. samples: answers to each.
-        loss, beta, nll, smoothing, gamma: see `DPOLoss`. reward_model, reward_errors: as for GRPO.
+        loss, beta, nll, smoothing, gamma: see `DPOConfig`. reward_model, reward_errors: as for GRPO.
     """
 
     steps: int
@@ -42,7 +42,7 @@ class OnlineDPOConfig:
     max_tokens: int = 128
     loss: PairKind = "sigmoid"
     beta: float = 0.1
-    nll: float = 0.0
+    nll: float | None = None
     smoothing: float = 0.0
     gamma: float = 0.0
     reward_model: float = 0.0
@@ -59,12 +59,11 @@ class OnlineDPOConfig:
         counts = ("steps", "prompts", "max_tokens", "micro_tokens")
         check_ranges(self, counts=counts, not_negative=("reward_model",))
         Sampling(temperature=self.temperature)
-        check_held(self.loss, self.nll)
         self.make_loss()
 
     def make_loss(self) -> DPOLoss:
         """The loss that these settings name."""
-        return DPOLoss(self.beta, self.nll, self.loss, self.smoothing, self.gamma)
+        return DPOLoss(self.beta, nll_weight(self.loss, self.nll), self.loss, self.smoothing, self.gamma)
 
     @property
     def needs(self) -> frozenset[str]:

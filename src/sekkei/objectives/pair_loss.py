@@ -14,8 +14,9 @@ With s = Σ log p over an answer's tokens, n their number, and Δ = s - s_ref (t
     orpo       odds of e^(s/n)          -β log σ(log odds_chosen - log odds_rejected)  Hong et al. 2024, eq. 6-7
 
 Each may add `nll` · NLL(chosen) per chosen token, the term against likelihood displacement (Pang et al. 2024); CPO and
-ORPO are published with it (weight 1), the others without. What the last three need no reference for is that term. It
-does not handle unpaired feedback (kto.py), nor lists of more than two answers.
+ORPO are published with it (weight 1), the others without, and so they are here unless a weight is set. What the last
+three need no reference for is that term. It does not handle unpaired feedback (kto.py), nor lists of more than two
+answers.
 
 Shapes: `B` rows, `T` tokens, `S` segments per row, `P` pairs of the micro-batch.
 """
@@ -40,13 +41,19 @@ PairKind = Literal["sigmoid", "cdpo", "robust", "ipo_mean", "ipo_sum", "hinge", 
 REFERENCE_FREE = frozenset({"simpo", "cpo", "orpo"})
 PER_TOKEN_REWARD = frozenset({"ipo_mean", "simpo", "orpo"})
 SMOOTHED = frozenset({"cdpo", "robust"})
+PUBLISHED_NLL: dict[str, float] = {"cpo": 1.0, "orpo": 1.0}  # the others: 0
 CERTAIN = -1e-7  # a mean log-probability above it would have infinite odds
 
 
-def check_held(kind: PairKind, nll: float) -> None:
-    """Refuse a loss that nothing holds: without a reference or a length norm likelihood runs away."""
-    if kind in ("cpo", "orpo") and nll == 0:
+def nll_weight(kind: PairKind, nll: float | None) -> float:
+    """The weight of the chosen answers' NLL: the one that is set, else what the loss is published with.
+
+    Raises:
+        ConfigError: nothing would hold the loss: without a reference or a length norm likelihood runs away.
+    """
+    if kind in PUBLISHED_NLL and nll == 0:
         raise ConfigError("nll", f"got 0, but {kind} has no reference: this term (1 in the paper) holds it")
+    return PUBLISHED_NLL.get(kind, 0.0) if nll is None else nll
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,8 @@ class DPOLoss:
         nll = -(out.logprobs * batch.mask * chosen_tokens(batch)).sum()
         losses = self._orpo(*by_pair(measured, batch)) if self.kind == "orpo" else self._losses(chosen - rejected)
         terms = {"pairs": losses.sum(), "tokens": self.nll * nll}
-        return terms, preference_metrics(chosen, rejected, *by_pair(sums, batch))
+        held = Mean(nll.detach(), (batch.mask * chosen_tokens(batch)).sum().to(nll))
+        return terms, {**preference_metrics(chosen, rejected, *by_pair(sums, batch)), "nll": held}
 
     def _losses(self, margin: Tensor) -> Tensor:
         """[P] margins -> [P] losses."""

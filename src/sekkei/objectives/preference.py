@@ -6,8 +6,8 @@ For a prompt with a chosen and a rejected answer, with s = Σ log p over the ans
     loss   = -log σ(margin) + α · NLL(chosen)            averaged over pairs; NLL over the chosen tokens
 
 The NLL term (Pang et al. 2024, "Iterative Reasoning Preference Optimization") works against likelihood
-displacement: plain DPO may lower the chosen answer too, as long as the rejected one falls faster. At
-step 0 the loss is log 2 + α · NLL. Its relatives (IPO, hinge, SimPO, CPO, ORPO …) are in pair_loss.py. A pair
+displacement: plain DPO may lower the chosen answer too, as long as the rejected one falls faster. It is off (α = 0)
+unless set. At step 0 the loss is log 2 + α · NLL. Its relatives (IPO, hinge, SimPO, …) are in pair_loss.py. A pair
 stands in one row as two segments, so it never crosses a micro-batch. It does not handle unpaired feedback (kto.py).
 
 Shapes: `B` rows, `T` tokens, `S` segments per row, `P` pairs of the micro-batch.
@@ -29,7 +29,7 @@ from sekkei.core.dist import Ranks
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.data.batch import Batch, Sample, lay_out
 from sekkei.engine.request import Sampling
-from sekkei.objectives.pair_loss import DPOLoss, PairKind, by_pair, check_held, sequence_logprobs
+from sekkei.objectives.pair_loss import DPOLoss, PairKind, by_pair, nll_weight, sequence_logprobs
 from sekkei.objectives.passes import Passes
 from sekkei.objectives.ranges import check_ranges
 from sekkei.objectives.sft import packed_rows
@@ -76,13 +76,13 @@ class PairingConfig:
 @dataclass(frozen=True, kw_only=True)
 class DPOConfig:
     """Preference optimisation. loss: which of pair_loss.py. beta: pull to the reference. nll: weight of the chosen
-    answers' NLL. smoothing, gamma: see `DPOLoss`. pairs: of the global batch. micro_tokens: tokens per forward pass,
-    about.
+    answers' NLL; None: what the loss is published with. smoothing, gamma: see `DPOLoss`. pairs: of the global batch.
+    micro_tokens: tokens per forward pass, about.
     """
 
     steps: int
     beta: float = 0.1
-    nll: float = 0.2
+    nll: float | None = None
     pairs: int = 32
     micro_tokens: int = 8192
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -93,12 +93,11 @@ class DPOConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, counts=("steps", "pairs", "micro_tokens"))
-        check_held(self.loss, self.nll)
         self.make_loss()
 
     def make_loss(self) -> DPOLoss:
         """The loss that these settings name."""
-        return DPOLoss(self.beta, self.nll, self.loss, self.smoothing, self.gamma)
+        return DPOLoss(self.beta, nll_weight(self.loss, self.nll), self.loss, self.smoothing, self.gamma)
 
 
 @dataclass(frozen=True)
