@@ -14,7 +14,7 @@ from sekkei.data.tasks import chain
 from sekkei.data.tasks.chain import ChainConfig
 from sekkei.engine.engine import Engine
 from sekkei.evals.budget import BudgetConfig, Thinking, budget_curve, budget_figures, think_within
-from sekkei.evals.reasoning import ChainExam, question_ids
+from sekkei.evals.reasoning import Exam, question_ids
 from sekkei.model.config import ModelConfig
 from sekkei.model.init import build
 from sekkei.objectives.sft import SFT, sft_sample
@@ -35,7 +35,7 @@ def example(tokenizer: Tokenizer, index: int) -> Sample:
 
 
 @pytest.fixture(scope="module")
-def exam() -> ChainExam:
+def exam() -> Exam:
     """A model that learned four chains by heart, every step written."""
     torch.set_num_threads(1)
     texts = [part for talk in TALKS for message in talk for part in message.values()]
@@ -53,16 +53,16 @@ def exam() -> ChainExam:
         for update in objective.next_step(ctx):
             step.backward(update)
             optimizer.step(number)
-    return ChainExam(Engine(model), tokenizer, PROBLEMS, 96)
+    return Exam(Engine(model), tokenizer, PROBLEMS, 96)
 
 
-def thinking(exam: ChainExam, budget: int, extensions: int = 0) -> list[Thinking]:
+def thinking(exam: Exam, budget: int, extensions: int = 0) -> list[Thinking]:
     opened = exam.tokenizer.id_of(THINK)
     prompts = [(*question_ids(exam.tokenizer, problem, "chat"), opened) for problem in PROBLEMS]
     return think_within(exam.engine, exam.tokenizer, prompts, budget, BudgetConfig(), extensions)  # type: ignore[arg-type]
 
 
-def test_with_room_enough_it_is_the_models_own_answer(exam: ChainExam) -> None:
+def test_with_room_enough_it_is_the_models_own_answer(exam: Exam) -> None:
     opened, close = exam.tokenizer.id_of(THINK), exam.tokenizer.id_of(THINK_END)
     own = [group[0].token_ids for group in exam.ask(0.0, 1, 0)]
     assert [(opened, *one.thought, close, *one.answer) for one in thinking(exam, 90)] == own
@@ -70,7 +70,7 @@ def test_with_room_enough_it_is_the_models_own_answer(exam: ChainExam) -> None:
     assert exam.greedy()["pass1_greedy"] == 1.0
 
 
-def test_a_thought_is_stopped_where_the_budget_ends(exam: ChainExam) -> None:
+def test_a_thought_is_stopped_where_the_budget_ends(exam: Exam) -> None:
     whole = [one.thought for one in thinking(exam, 90)]
     for budget in (1, 5, min(map(len, whole)) - 1):
         cut = thinking(exam, budget)
@@ -82,7 +82,7 @@ def test_a_thought_is_stopped_where_the_budget_ends(exam: ChainExam) -> None:
     assert all(one.thought == () and not one.closed for one in thinking(exam, 0))
 
 
-def test_thinking_goes_on_where_it_would_have_ended(exam: ChainExam) -> None:
+def test_thinking_goes_on_where_it_would_have_ended(exam: Exam) -> None:
     whole, longer = thinking(exam, 90), thinking(exam, 90, extensions=2)
     go_on = tuple(exam.tokenizer.encode(";"))
     for before, after in zip(whole, longer, strict=True):
@@ -93,7 +93,7 @@ def test_thinking_goes_on_where_it_would_have_ended(exam: ChainExam) -> None:
     assert thinking(exam, tight, extensions=2)[0].extended == 0  # no room to go on
 
 
-def test_the_curve(exam: ChainExam) -> None:
+def test_the_curve(exam: Exam) -> None:
     config = BudgetConfig(budgets=(0, 10, 90), extensions=(1,))
     rows = budget_curve(exam, config)
     assert [(row["budget"], row["extensions"]) for row in rows] == [(0, 0), (10, 0), (90, 0), (90, 1)]

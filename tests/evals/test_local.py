@@ -16,7 +16,7 @@ from sekkei.evals.ask import sample_all, score_all
 from sekkei.evals.chains import chains_of, evaluate_chain, exam_ids
 from sekkei.evals.heldout import evaluate_bits, heldout_documents, text_documents, training_texts
 from sekkei.evals.local import LocalBackend
-from sekkei.evals.reasoning import ChainExam, held_out_problems
+from sekkei.evals.reasoning import Exam, held_out_problems
 from sekkei.llm import LLM, LLMError, Settings
 from sekkei.llm.protocol import user
 from sekkei.llm.run_folder import open_run
@@ -124,7 +124,7 @@ def test_the_chain_task_counts_as_the_exam_does(aligned: LocalBackend, smoke_run
     own, chains = aligned.local.own, chains_of(smoke_run)
     assert own is not None
     found = evaluate_chain(aligned.engine, own, chains, problems=12, max_tokens=32, budgets=(0, 4))
-    exam = ChainExam(aligned.engine, own, held_out_problems(chains, chains.held_out_operations, 12, 0), 32)
+    exam = Exam(aligned.engine, own, held_out_problems(chains, chains.held_out_operations, 12, 0), 32)
     assert found.figures["think"].value == exam.greedy()["pass1_greedy"]
     assert found.figures["direct"].value == exam.greedy(thinking=False)["pass1_greedy"]
     assert found.figures["chance"].value == 1 / chains.modulus

@@ -14,7 +14,8 @@ from sekkei.data.tasks import chain
 from sekkei.data.tasks.chain import ChainConfig, ChainProblem
 from sekkei.engine.request import Completion, Request
 from sekkei.evals.config import EvalConfig
-from sekkei.evals.reasoning import VOTES, ChainExam, held_out_problems
+from sekkei.evals.own_problems import OwnProblem
+from sekkei.evals.reasoning import VOTES, Exam, Problem, held_out_problems, question_ids
 from sekkei.text.chat import encode_prompt
 from sekkei.text.tokenizer import ALPHABET, SPECIAL, TokenizerConfig, train_tokenizer
 from sekkei.tools.statistics import wilson
@@ -47,8 +48,8 @@ class Script:
         return [list(group) for group in self.answers]
 
 
-def exam(script: Script, problems: Sequence[ChainProblem] = PROBLEMS) -> ChainExam:
-    return ChainExam(script, TOKENIZER, problems, max_tokens=50)  # type: ignore[arg-type]
+def exam(script: Script, problems: Sequence[Problem] = PROBLEMS) -> Exam:
+    return Exam(script, TOKENIZER, problems, max_tokens=50)  # type: ignore[arg-type]
 
 
 def test_problems_are_of_the_test_side_and_fixed() -> None:
@@ -129,7 +130,7 @@ def test_an_answer_is_read_from_ended_replies_only() -> None:
     cut = reply(f"<think> x</think> answer: {problem.answer}", ended=False)
     assert one.text(good) == one.text(cut) == f"<think> x</think> answer: {problem.answer}"
     assert (one.right(problem, good), one.right(problem, cut)) == (True, False)
-    assert (one.answer(good), one.answer(cut), one.answer(reply("?"))) == (str(problem.answer), None, None)
+    assert tuple(one.answer(problem, said) for said in (good, cut, reply("?"))) == (str(problem.answer), None, None)
 
 
 @pytest.mark.parametrize(
@@ -139,3 +140,33 @@ def test_an_answer_is_read_from_ended_replies_only() -> None:
 def test_bad_settings(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"^{key}: got"):
         EvalConfig(**{key: value})  # type: ignore[arg-type]
+
+
+OWN = [
+    OwnProblem(question="What is a half of 3?", answer="1.5"),
+    OwnProblem(question="What is 2 + 2?", answer="4"),
+]
+
+
+def test_problems_of_a_file_are_scored_by_value() -> None:
+    groups = [
+        [reply("<think> 3 / 2</think> answer: 3/2")] * 3 + [reply("#### 1.50")] * 2 + [reply("answer: 2")] * 3,
+        [reply("#### 5")] * 4
+        + [reply("#### 4", ended=False)] * 2
+        + [reply("it is 4")] * 2,  # the last commit to nothing
+    ]
+    one = exam(Script(groups), OWN)
+    assert one.sampled(seed=1) == pytest.approx({"pass1_sampled": 5 / 16, "maj8": 1 / 2, "pass8": 1 / 2})
+    first = exam(Script([groups[0][:1], groups[1][:1]]), OWN)
+    assert first.greedy()["pass1_greedy"] == 0.5
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_a_document_opens_the_think_block(thinking: bool) -> None:
+    end = "" if thinking else "</think>"
+    ids = question_ids(TOKENIZER, PROBLEMS[0], "document", thinking)
+    assert ids == (TOKENIZER.bos_id, *TOKENIZER.encode_trusted(chain.opening(PROBLEMS[0]) + end))
+    mean = OwnProblem(question="What does </think> mean?", answer="1")
+    ids = question_ids(TOKENIZER, mean, "document")
+    assert [TOKENIZER.id_of("<think>") == token for token in ids].index(True) == len(ids) - 1
+    assert TOKENIZER.id_of("</think>") not in ids, "a question cannot close the block"

@@ -24,7 +24,7 @@ from sekkei.core.seed import derive_seed
 from sekkei.data.tasks import chain
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Completion, Request, Sampling
-from sekkei.evals.reasoning import ChainExam, question_ids
+from sekkei.evals.reasoning import Exam, is_right, question_ids
 from sekkei.text.tokenizer import THINK, THINK_END, Tokenizer
 from sekkei.tools.statistics import wilson
 
@@ -125,7 +125,7 @@ def _ask(
     return [group[0] for group in engine.generate(requests)]
 
 
-def budget_curve(exam: ChainExam, config: BudgetConfig, seed: int = 0) -> list[dict[str, float]]:
+def budget_curve(exam: Exam, config: BudgetConfig, seed: int = 0) -> list[dict[str, float]]:
     """One row per budget, then one per number of extensions at the largest budget.
 
     Returns:
@@ -141,7 +141,7 @@ def budget_curve(exam: ChainExam, config: BudgetConfig, seed: int = 0) -> list[d
 
 
 def _point(
-    exam: ChainExam,
+    exam: Exam,
     prompts: Sequence[tuple[int, ...]],
     budget: int,
     extensions: int,
@@ -154,7 +154,7 @@ def _point(
     right = 0
     for problem, one, thought in zip(exam.problems, found, thoughts, strict=True):
         said = tokenizer.decode(one.answer[:-1] if one.ended else one.answer)
-        right += one.ended and chain.verify(problem, f"{THINK}{thought}{THINK_END}{said}")
+        right += one.ended and is_right(problem, f"{THINK}{thought}{THINK_END}{said}")
     low, high = wilson(right, len(found))
     return {
         "budget": float(budget),

@@ -24,7 +24,7 @@ from sekkei.data.tasks.chain import ChainConfig
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Request, Sampling
 from sekkei.evals.outcome import Figure, Outcome, mean
-from sekkei.evals.reasoning import VOTES, ChainExam, held_out_problems
+from sekkei.evals.reasoning import VOTES, Exam, held_out_problems
 from sekkei.llm.protocol import Usage
 from sekkei.text.chat import encode_prompt
 from sekkei.text.tokenizer import THINK, THINK_END, Tokenizer
@@ -61,7 +61,7 @@ def evaluate_chain(
     if any(budget < 0 for budget in budgets):
         raise ConfigError("budgets", f"got {list(budgets)}, must be >= 0 tokens")
     asked = held_out_problems(config, config.held_out_operations, problems, seed)
-    exam = ChainExam(engine, tokenizer, asked, max_tokens)
+    exam = Exam(engine, tokenizer, asked, max_tokens)
     thought = [completions[0] for completions in exam.ask(0.0, 1, 0)]
     direct = [completions[0] for completions in exam.ask(0.0, 1, 0, thinking=False)]
     sampled = exam.sampled(seed)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from sekkei.core.config import ABSENT
 from sekkei.core.errors import ConfigError
 
 
@@ -14,7 +15,8 @@ class EvalConfig:
     Args:
         tokens: per domain, for bits per byte. quick_tokens: the same while training.
         long_windows: of the longest context, of each domain, for bits per byte by position.
-        problems: of the reasoning task. max_tokens: of an answer. conversations: everyday turns.
+        problems: of the reasoning task. path: problems of one's own (as tune.NAME.path), asked besides; no stage learns
+            from them. max_tokens: of an answer. conversations: everyday turns.
         requests: harmful and harmless requests. probes: in-context patterns per number of examples.
         shots: numbers of examples. tools: sums to be worked out with the calculator.
         samples_every: text samples while training, in steps (0 = never).
@@ -24,6 +26,7 @@ class EvalConfig:
     quick_tokens: int = 8_000
     long_windows: int = 32
     problems: int = 128
+    path: str | None = field(default=None, metadata=ABSENT)
     max_tokens: int = 128
     conversations: int = 100
     requests: int = 40

@@ -1,4 +1,4 @@
-"""Accuracy on the reasoning task: what the model answers at once, sampled, by vote, and at best.
+"""Accuracy on problems whose answer a program checks: what the model answers at once, sampled, by vote, and at best.
 
     pass1_greedy    one greedy answer is right
     pass1_sampled   a sampled answer (temperature 1) is right, on average
@@ -7,7 +7,8 @@
     steps           results written in the think block of greedy answers, on average
     ended           greedy answers that end with the stop token
 
-Only the outcome counts: an answer reached through wrong steps is right.
+Only the outcome counts: an answer reached through wrong steps is right. Problems are chains of arithmetic
+(data/tasks/chain.py) or those of a file (own_problems.py).
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from sekkei.data.tasks import chain
 from sekkei.data.tasks.chain import ChainConfig, ChainProblem, Form
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Completion, Request, Sampling
+from sekkei.evals.own_problems import OwnProblem
 from sekkei.text.chat import Reply, encode_prompt, parse_reply
-from sekkei.text.tokenizer import THINK, Tokenizer
+from sekkei.text.tokenizer import THINK, THINK_END, Tokenizer
 from sekkei.tools.statistics import majority, pass_at_k, wilson
 
 VOTES = 8
+Problem = ChainProblem | OwnProblem
 
 
 def held_out_problems(config: ChainConfig, operations: int, count: int, seed: int) -> list[ChainProblem]:
@@ -34,11 +37,25 @@ def held_out_problems(config: ChainConfig, operations: int, count: int, seed: in
     return [chain.sample_problem(rng, operations, "test", config) for _ in range(count)]
 
 
-def question_ids(tokenizer: Tokenizer, problem: ChainProblem, form: Form, thinking: bool = True) -> tuple[int, ...]:
+def question_ids(tokenizer: Tokenizer, problem: Problem, form: Form, thinking: bool = True) -> tuple[int, ...]:
     """The tokens that put a problem to a model; in a document the think block is already open."""
-    if form == "document":
-        return (tokenizer.bos_id, *tokenizer.encode_trusted(chain.opening(problem, thinking)))
-    return tuple(encode_prompt(tokenizer, chain.prompt(problem), thinking))
+    if form == "document":  # as `chain.opening`, but a question of one's own cannot bring special tokens
+        opened = THINK + ("" if thinking else THINK_END)
+        return (tokenizer.bos_id, *tokenizer.encode(f"{problem.question}\n"), *tokenizer.encode_trusted(opened))
+    return tuple(encode_prompt(tokenizer, [{"role": "user", "content": problem.question}], thinking))
+
+
+def is_right(problem: Problem, text: str) -> bool:
+    """Whether an answer that ended is right. text: from its think block on, without the stop token."""
+    return chain.verify(problem, text) if isinstance(problem, ChainProblem) else problem.right(text)
+
+
+def final_answer(problem: Problem, text: str) -> str | None:
+    """What such an answer commits to, one spelling per value; None: nothing."""
+    if not isinstance(problem, ChainProblem):
+        return problem.final(text)
+    number = chain.parse_answer(text)
+    return None if number is None else str(number)
 
 
 def answer_text(tokenizer: Tokenizer, completion: Completion, form: Form) -> str:
@@ -47,7 +64,7 @@ def answer_text(tokenizer: Tokenizer, completion: Completion, form: Form) -> str
     return (THINK if form == "document" else "") + tokenizer.decode(ids)
 
 
-class ChainExam:
+class Exam:
     """Asks one model a fixed set of problems.
 
     Args:
@@ -58,7 +75,7 @@ class ChainExam:
         self,
         engine: Engine,
         tokenizer: Tokenizer,
-        problems: Sequence[ChainProblem],
+        problems: Sequence[Problem],
         max_tokens: int,
         form: Form = "chat",
     ) -> None:
@@ -79,9 +96,9 @@ class ChainExam:
         ]
         return self.engine.generate(requests)
 
-    def right(self, problem: ChainProblem, completion: Completion) -> bool:
-        """Ended, and with the right number."""
-        return completion.finish_reason == "stop" and chain.verify(problem, self.text(completion))
+    def right(self, problem: Problem, completion: Completion) -> bool:
+        """Ended, and with the right answer."""
+        return completion.finish_reason == "stop" and is_right(problem, self.text(completion))
 
     def text(self, completion: Completion) -> str:
         """The decoded answer without its stop token."""
@@ -91,9 +108,9 @@ class ChainExam:
         """Think block and visible content."""
         return parse_reply(self.text(completion))
 
-    def answer(self, completion: Completion) -> str | None:
-        number = chain.parse_answer(self.text(completion)) if completion.finish_reason == "stop" else None
-        return None if number is None else str(number)
+    def answer(self, problem: Problem, completion: Completion) -> str | None:
+        """What it commits to; None where it does not, or did not end."""
+        return final_answer(problem, self.text(completion)) if completion.finish_reason == "stop" else None
 
     def greedy(self, thinking: bool = True) -> dict[str, float]:
         """pass1_greedy with its 95% interval, steps, ended."""
@@ -115,8 +132,11 @@ class ChainExam:
         groups = self.ask(1.0, VOTES, seed)
         counts, votes = [], []
         for problem, group in zip(self.problems, groups, strict=True):
-            counts.append(sum(self.right(problem, completion) for completion in group))
-            votes.append(majority([self.answer(completion) for completion in group]) == str(problem.answer))
+            right = [self.right(problem, completion) for completion in group]
+            answers = [self.answer(problem, completion) for completion in group]
+            vote = majority(answers)
+            counts.append(sum(right))
+            votes.append(vote is not None and right[answers.index(vote)])
         return {
             "pass1_sampled": statistics.fmean([count / VOTES for count in counts]),
             "maj8": statistics.fmean(votes),

@@ -56,20 +56,20 @@ def length_reward(free: int, most: int) -> Reward:
 
 
 def code_reward(read: Read, tests: str, limits: Limits | None = None) -> Reward:
-    """1 if the answer's last fenced block (or all of it, without one) runs and passes `tests`, Python statements.
+    """1 if the answer ended and `passes`, else 0."""
+    return lambda completion: float(completion.finish_reason == "stop" and passes(read(completion), tests, limits))
 
-    Raises (each call):
+
+def passes(text: str, tests: str, limits: Limits | None = None) -> bool:
+    """Whether the last fenced block of what is visible in `text` (or all of it, without one) runs and passes `tests`.
+
+    Args:
+        tests: Python statements.
+    Raises:
         SandboxError: this machine cannot hold code; the run stops, whatever `reward_errors` says.
     """
-    held = limits or Limits()
-
-    def reward(completion: Completion) -> float:
-        if completion.finish_reason != "stop":
-            return 0.0
-        said = parse_reply(read(completion)).content
-        program = (_FENCED.findall(said) or [said])[-1]
-        mark = secrets.token_hex(8)  # drawn anew: a program that leaves early with exit code 0 does not print it
-        result = run_python(f"{program}\n{tests}\nprint('\\n{mark}')\n", limits=held)
-        return float(result.ok and result.stdout.rstrip().endswith(mark))
-
-    return reward
+    said = parse_reply(text).content
+    program = (_FENCED.findall(said) or [said])[-1]
+    mark = secrets.token_hex(8)  # drawn anew: a program that leaves early with exit code 0 does not print it
+    result = run_python(f"{program}\n{tests}\nprint('\\n{mark}')\n", limits=limits or Limits())
+    return result.ok and result.stdout.rstrip().endswith(mark)

@@ -142,6 +142,13 @@ class Recipe:
         for name, wanted in self.inference.items():
             if name in self.tune and self.form_of(name) != "chat" and wanted.study is not None:
                 raise ConfigError(f"inference.{name}.study", "asks in turns, this model was never shown any; set null")
+            if wanted.budget is not None and self.asks_own(name) and self.eval.path is None:
+                raise ConfigError(
+                    "eval.path", f"is missing: inference.{name}.budget asks held-out problems of one's own"
+                )
+        for name in self.tune:
+            if self.eval.path is not None and self.tune[name].path == self.eval.path:
+                raise ConfigError("eval.path", f"got {self.eval.path}, which tune.{name}.path learns from")
         for key, (name, scored_by) in asked.items():
             if name is not None and name not in answering:
                 raise ConfigError(key, f"no such stage with a model: {', '.join(answering) or 'none'}")
@@ -177,6 +184,10 @@ class Recipe:
     def form_of(self, name: str) -> Form:
         """How problems are put to the model of a stage."""
         return self.tune[name].form if name in self.tune else "chat"
+
+    def asks_own(self, name: str) -> bool:
+        """Whether a stage's problems are those of a file."""
+        return name in self.tune and self.tune[name].path is not None
 
     def _check_lengths(self) -> None:
         longest = {"eval.max_tokens": self.eval.max_tokens}

@@ -60,7 +60,8 @@ class TuneConfig:
             pretraining, which a base model goes on with (R1-Zero).
         scored_by: the stage whose reward model scores answers, where the kind's reward_model is not 0.
         rewards: what answers are rewarded for. judge: somebody who reads them, besides.
-        path: problems of one's own in place of chains (stages/problems.py).
+        path: problems of one's own in place of chains (stages/problems.py): in rollouts; of SFT at its gate and in
+            rejection sampling (sft.own).
         lora: train an adapter alone; it is kept beside the model, which holds it folded in.
     """
 
@@ -95,8 +96,9 @@ class TuneConfig:
     def _check_answers(self, scores: float) -> None:
         """What only stages that sample answers may set, and what they may not set together."""
         if self.kind not in ROLLOUTS:
+            own = self.path is not None and self.kind != "sft"  # SFT asks at its gate, and for sft.own
             for key, here in (("form", self.form != "chat"), ("rewards", self.rewards != RewardWeights()),
-                              ("path", self.path is not None), ("judge", self.judge is not None)):  # fmt: skip
+                              ("path", own), ("judge", self.judge is not None)):  # fmt: skip
                 if here:
                     raise ConfigError(key, f"{self.kind} samples no answers")
             return
@@ -116,8 +118,6 @@ class TuneConfig:
             raise ConfigError(
                 f"{self.kind}.tool", f"{tool} asks its own sums in turns: leave out path, form, rewards and judge"
             )
-        if self.path is not None and self.form != "chat":
-            raise ConfigError("form", "problems of one's own are put as turns of a chat")
 
     @property
     def kind(self) -> str:

@@ -19,7 +19,7 @@ from sekkei.data.tasks.chain import Form
 from sekkei.engine.engine import Engine
 from sekkei.evals import conversations as talks
 from sekkei.evals.bits import ScoreBatch, domain_bits, position_bits
-from sekkei.evals.reasoning import ChainExam, held_out_problems
+from sekkei.evals.reasoning import Exam, held_out_problems
 from sekkei.model.config import RopeScaling
 from sekkei.model.transformer import Transformer
 from sekkei.parallel.mesh import Mesh
@@ -28,7 +28,9 @@ from sekkei.recipes.recipe import IMPORTED, Recipe
 from sekkei.stages.corpus import read_facts, splits_of
 from sekkei.stages.model_artifact import load_model
 from sekkei.stages.pretrain import initial_model
+from sekkei.stages.problems import held_out_own
 from sekkei.stages.run import Figures, Run
+from sekkei.stages.sft import own_file
 from sekkei.stages.training import place, step_of
 from sekkei.text.tokenizer import Tokenizer
 from sekkei.train.gathered import SharedEngine
@@ -116,7 +118,8 @@ class BitsStage:
 
 @dataclass(frozen=True)
 class EvaluateStage:
-    """Reasoning, everyday turns, refusals and in-context learning of one checkpoint; ranks share what is asked.
+    """Reasoning, problems of one's own, everyday turns, refusals and in-context learning of one checkpoint; ranks share
+    what is asked.
 
     Args:
         checkpoint: the stage whose model is asked. label: its name in the figures ("base", "sft" …).
@@ -141,7 +144,8 @@ class EvaluateStage:
     @property
     def config(self) -> Any:
         tasks = {"chain": self.recipe.data.chain, "patterns": self.recipe.data.patterns}
-        return {"eval": self.recipe.eval, **tasks, "form": self.form}
+        own = {} if self.recipe.eval.path is None else {"file": own_file(self.recipe.eval.path)}
+        return {"eval": self.recipe.eval, **tasks, "form": self.form, **own}
 
     def run(self, run: Run, out: Path) -> Figures:
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
@@ -167,14 +171,14 @@ class EvaluateStage:
         prefix = f"reasoning.{self.label}"
         figures: Figures = {}
         problems = held_out_problems(chains, chains.held_out_operations, sizes.problems, seed)
-        exam = ChainExam(engine, tokenizer, problems, sizes.max_tokens, self.form)
-        figures |= {f"{prefix}.{name}": value for name, value in exam.greedy().items()}
-        figures |= {f"{prefix}.{name}": value for name, value in exam.sampled(seed).items()}
-        direct = exam.greedy(thinking=False)
-        figures[f"{prefix}.no_thinking.pass1_greedy"] = direct["pass1_greedy"]
+        exam = Exam(engine, tokenizer, problems, sizes.max_tokens, self.form)
+        figures |= _accuracy(exam, prefix, seed)
+        if sizes.path is not None:
+            own = Exam(engine, tokenizer, held_out_own(self.recipe, tokenizer, self.form), sizes.max_tokens, self.form)
+            figures |= _accuracy(own, f"own.{self.label}", seed)
         more = chains.reported_operations
         further = held_out_problems(chains, more, sizes.problems, seed)
-        longer = ChainExam(engine, tokenizer, further, sizes.max_tokens, self.form)
+        longer = Exam(engine, tokenizer, further, sizes.max_tokens, self.form)
         with asked_by(f"data.chain.reported_operations={more}"):
             figures[f"{prefix}.operations{more}.pass1_greedy"] = longer.greedy()["pass1_greedy"]
         return figures
@@ -187,6 +191,13 @@ class EvaluateStage:
         samples = [{"prompt": question, "text": reply} for question, reply in shown[:24]]
         run.log.write({"stage": self.name, "step": 0, "samples": samples})
         return {f"chat.{self.label}.{name}": value for name, value in figures.items()}
+
+
+def _accuracy(exam: Exam, prefix: str, seed: int) -> Figures:
+    """Greedy, sampled, by vote, at best, and with thinking switched off."""
+    found = {**exam.greedy(), **exam.sampled(seed)}
+    found["no_thinking.pass1_greedy"] = exam.greedy(thinking=False)["pass1_greedy"]
+    return {f"{prefix}.{name}": value for name, value in found.items()}
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What a finished model makes of more tokens at inference time: examples, thinking, votes, choosing, search.
 
     inference.<stage>/rows.json, study.svg, study.md      every strategy: accuracy and its interval, tokens, calls
-    inference.<stage>/budget.json                         accuracy against tokens of thinking
+    inference.<stage>/budget.json                         accuracy against tokens of thinking; where the stage learned
+                                                          from problems of one's own: on those of `eval.path`
 
 The model is asked in one process, all problems of a strategy together; seeds belong to requests, so the figures do
 not depend on which of them meet in a batch.
@@ -16,7 +17,7 @@ from typing import Any
 from sekkei.core import atomic
 from sekkei.engine.engine import Engine
 from sekkei.evals.budget import BudgetConfig, budget_curve, budget_figures
-from sekkei.evals.reasoning import ChainExam, held_out_problems
+from sekkei.evals.reasoning import Exam, Problem, held_out_problems
 from sekkei.llm.engine import EngineBackend
 from sekkei.llm.face import LLM
 from sekkei.llm.reward import open_reward
@@ -24,7 +25,9 @@ from sekkei.prompting import picture, scorers, study
 from sekkei.recipes.inference import InferenceConfig
 from sekkei.recipes.recipe import Recipe
 from sekkei.stages.model_artifact import load_model
+from sekkei.stages.problems import held_out_own
 from sekkei.stages.run import Figures, Run
+from sekkei.stages.sft import own_file
 from sekkei.text.tokenizer import Tokenizer
 
 
@@ -54,7 +57,13 @@ class InferenceStage:
     @property
     def config(self) -> Any:
         asked = {"problems": self.recipe.eval.problems, "form": self.recipe.form_of(self.asked)}
+        if self._own_problems:
+            asked["file"] = own_file(self.recipe.eval.path)
         return {"inference": self.settings, "chain": self.recipe.data.chain, **asked}
+
+    @property
+    def _own_problems(self) -> bool:
+        return self.settings.budget is not None and self.recipe.asks_own(self.asked)
 
     def run(self, run: Run, out: Path) -> Figures:
         engine = Engine(load_model(run.artifact(self.recipe.stage_of(self.asked)) / "model").to(run.device))
@@ -81,8 +90,12 @@ class InferenceStage:
 
     def _thinking(self, out: Path, engine: Engine, tokenizer: Tokenizer, asked: BudgetConfig) -> Figures:
         chains, sizes, seed = self.recipe.data.chain, self.recipe.eval, self.recipe.seed
-        problems = held_out_problems(chains, chains.held_out_operations, sizes.problems, seed)
-        exam = ChainExam(engine, tokenizer, problems, sizes.max_tokens, self.recipe.form_of(self.asked))
+        form, problems = self.recipe.form_of(self.asked), list[Problem]()
+        if self._own_problems:
+            problems += held_out_own(self.recipe, tokenizer, form)
+        else:
+            problems += held_out_problems(chains, chains.held_out_operations, sizes.problems, seed)
+        exam = Exam(engine, tokenizer, problems, sizes.max_tokens, form)
         rows = budget_curve(exam, asked, seed)
         atomic.write_json(out / "budget.json", rows)
         return {f"{self.name}.{name}": value for name, value in budget_figures(rows).items()}

@@ -8,6 +8,11 @@ answer beside a longer one says nothing about how much thinking is worth. Pairs 
 (and of an answer before a needless refusal) join in: they are written, not sampled.
 
     preferences/pairs.jsonl     {"split", "kind", "prompt", "chosen", "rejected"}, token ids
+
+A file of the user's own takes the place of all that (objectives/preference_data.py). One of single answers that are
+liked or not is for KTO alone:
+
+    preferences/feedback.jsonl  {"split", "prompt", "answer", "desirable"}
 """
 
 from __future__ import annotations
@@ -24,12 +29,14 @@ from typing import Any
 from sekkei.core import atomic
 from sekkei.core.errors import UserError
 from sekkei.core.seed import derive_seed
+from sekkei.core.stage_names import PAIRED
 from sekkei.data.tasks import Split, chain, held_out, refusals
 from sekkei.engine.engine import Engine
 from sekkei.engine.request import Completion
-from sekkei.evals.reasoning import ChainExam
-from sekkei.objectives import preference_data
+from sekkei.evals.reasoning import Exam
+from sekkei.objectives.kto import Feedback
 from sekkei.objectives.preference import Pair, PairingConfig
+from sekkei.objectives.preference_data import TextPair, read_preferences
 from sekkei.recipes.recipe import Recipe
 from sekkei.stages.model_artifact import load_model
 from sekkei.stages.run import Figures, Run
@@ -39,7 +46,7 @@ from sekkei.text.chat import encode_prompt
 from sekkei.text.tokenizer import Tokenizer
 from sekkei.train.gathered import SharedEngine
 
-PAIRS = "pairs.jsonl"
+PAIRS, FEEDBACK = "pairs.jsonl", "feedback.jsonl"
 UNMATCHED = "unmatched"
 
 
@@ -49,8 +56,11 @@ class PreferencesStage:
 
     recipe: Recipe
     name: str = "preferences"
-    version: int = 2
     together: bool = True
+
+    @property
+    def version(self) -> int:
+        return 3 if self.recipe.preferences.path else 2  # 3: prompts are checked, single answers and text in parts read
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -87,16 +97,37 @@ class PreferencesStage:
         return {name: float(count) for name, count in sorted(figures.items())}
 
     def _from_file(self, out: Path, tokenizer: Tokenizer, path: str) -> Figures:
-        """The user's own pairs, each on one side of the split by a hash of its prompt."""
-        pairs, counts = preference_data.read_pairs(path)
+        """The user's own pairs or single answers, each on one side of the split by a hash of its prompt."""
+        pairs, feedback, counts = read_preferences(path)
+        if feedback:
+            for name, stage in self.recipe.tuning.items():
+                refuse_unpaired(self.recipe, name, stage.kind)
         lines, figures = [], {f"preferences.file.{name.replace('/', '_')}": count for name, count in counts.items()}
-        for pair in pairs:
-            asked = json.dumps(pair.prompt, ensure_ascii=False)
+        for one in (*pairs, *feedback):
+            asked = json.dumps(one.prompt, ensure_ascii=False)
             split = "test" if held_out("preferences", asked, self.recipe.preferences.held_out_percent) else "train"
-            lines.append(json.dumps({"split": split, "margin": pair.margin, **vars(pair.encode(tokenizer, "file"))}))
-            figures[f"preferences.{split}.file"] = figures.get(f"preferences.{split}.file", 0.0) + 1
-        atomic.write_text(out / PAIRS, "".join(line + "\n" for line in lines))
+            if isinstance(one, TextPair):
+                kind, record = "file", {"margin": one.margin, **vars(one.encode(tokenizer, "file"))}
+            else:
+                kind, record = "liked" if one.liked else "disliked", vars(one.encode(tokenizer))
+            lines.append(json.dumps({"split": split, **record}))
+            figures[f"preferences.{split}.{kind}"] = figures.get(f"preferences.{split}.{kind}", 0.0) + 1
+        atomic.write_text(out / (FEEDBACK if feedback else PAIRS), "".join(line + "\n" for line in lines))
         return figures
+
+
+def refuse_unpaired(recipe: Recipe, name: str, kind: str) -> None:
+    """Refuse a stage that learns from pairs where `preferences.path` holds single answers.
+
+    Raises:
+        UserError
+    """
+    if kind in PAIRED - {"kto"}:
+        key = f"tune.{name}" if name in recipe.tune else name
+        raise UserError(
+            f"{key}: {kind} learns from pairs, and preferences.path={recipe.preferences.path} holds single answers, "
+            f"liked or not, which are for kto; give pairs, or leave the stage out ({key}=null)"
+        )
 
 
 def own_pairs(engine: Engine, tokenizer: Tokenizer, recipe: Recipe, split: Split, prompts: int) -> list[Pair]:
@@ -104,7 +135,7 @@ def own_pairs(engine: Engine, tokenizer: Tokenizer, recipe: Recipe, split: Split
     config, chains = recipe.preferences, recipe.data.chain
     rng = random.Random(derive_seed("preferences", recipe.seed, split))
     problems = [chain.sample_problem(rng, rng.choice(chains.train_operations), split, chains) for _ in range(prompts)]
-    exam = ChainExam(engine, tokenizer, problems, config.max_tokens)
+    exam = Exam(engine, tokenizer, problems, config.max_tokens)
     groups = exam.ask(config.temperature, config.samples, derive_seed("preferences", recipe.seed, split))
     pairs = []
     for problem, group in zip(problems, groups, strict=True):
@@ -164,6 +195,27 @@ def read_margins(folder: Path) -> list[float] | None:
     lines = (folder / PAIRS).read_text(encoding="utf-8").splitlines()
     margins = [float(record.get("margin", 0.0)) for line in lines if (record := json.loads(line))["split"] == "train"]
     return margins if any(margins) else None
+
+
+def read_feedback(folder: Path) -> dict[str, list[Feedback]]:
+    """Single answers by split.
+
+    Raises:
+        UserError: one side of the split lacks answers that are liked, or that are not.
+    """
+    found: dict[str, list[Feedback]] = {"train": [], "test": []}
+    for line in (folder / FEEDBACK).read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        one = Feedback(tuple(record["prompt"]), tuple(record["answer"]), record["desirable"])
+        found[record["split"]].append(one)
+    for split, feedback in found.items():
+        liked = sum(one.desirable for one in feedback)
+        if not 0 < liked < len(feedback):
+            raise UserError(
+                f"preferences.path: the {split} side has {liked} liked answers and {len(feedback) - liked} others; it "
+                "needs both: give more answers, or set preferences.held_out_percent"
+            )
+    return found
 
 
 def read_pairs(folder: Path, unmatched: bool = False) -> dict[str, list[Pair]]:

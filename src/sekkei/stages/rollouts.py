@@ -164,12 +164,13 @@ def judge_of(run: Run, name: str, tune: TuneConfig, tokenizer: Tokenizer) -> Ite
 
 
 def rollout_table(groups: list[Group], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Some answers of the last rollout with their rewards, for the report."""
+    """Some answers of the last rollout with their rewards and the hash of the weights that drew them."""
     return [
         {
             "prompt": tokenizer.decode(group.prompt.ids),
             "text": tokenizer.decode(completion.token_ids),
             "reward": figures["reward"],
+            "weights_hash": completion.weights_hash,
         }
         for group in groups[:SHOWN_GROUPS]
         for completion, figures in list(zip(group.completions, group.figures, strict=True))[:SHOWN_ANSWERS]

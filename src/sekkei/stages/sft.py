@@ -1,16 +1,18 @@
 """Instruction tuning: demonstrations of the reasoning task in four styles, everyday turns, and a few refusals.
 
-With `own`, what an earlier stage's model wrote and the verifier called right takes the place of the demonstrations.
+With `own`, what an earlier stage's model wrote and the verifier called right takes the place of the demonstrations;
+with `tune.NAME.path` it is asked problems of that file.
 
 The stage has a gate: reinforcement learning can only select what is sometimes sampled, so sampled pass@1 on
-held-out problems must reach a floor. Where it does not, training goes on for some more steps, a few times.
+held-out problems (with a file: on problems of it) must reach a floor. Where it does not, training goes on for some more
+steps, a few times.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from sekkei.core.errors import UserError
 from sekkei.core.seed import derive_seed
 from sekkei.data.batch import Sample
 from sekkei.data.tasks import Message, calculator, chain, everyday, refusals
-from sekkei.evals.reasoning import ChainExam, held_out_problems
+from sekkei.data.tasks.chain import Form
+from sekkei.evals.items import chosen
+from sekkei.evals.reasoning import Exam, Problem, held_out_problems
 from sekkei.model.transformer import Transformer
 from sekkei.objectives.conversations import fitting, learned_turns, read_conversations
 from sekkei.objectives.sft import SFT, OwnConfig, SFTConfig, sft_sample
@@ -28,6 +32,7 @@ from sekkei.recipes.recipe import Recipe
 from sekkei.recipes.tune import TuneConfig
 from sekkei.stages.corpus import read_facts
 from sekkei.stages.model_artifact import load_model, save_trained
+from sekkei.stages.problems import own_problems
 from sekkei.stages.run import Figures, Run
 from sekkei.stages.training import Training, check_length, sample_hook
 from sekkei.text.chat import Rendered, encode_chat, encode_prompt
@@ -48,8 +53,11 @@ class SFTStage:
 
     recipe: Recipe
     name: str
-    version: int = 1
     together: bool = True
+
+    @property
+    def version(self) -> int:
+        return 2 if self.sft.path else 1  # 2: text in parts is read, and what is left out is a figure
 
     @property
     def tune(self) -> TuneConfig:
@@ -68,13 +76,16 @@ class SFTStage:
     def config(self) -> Any:
         watched = {"samples_every": self.recipe.eval.samples_every, "max_tokens": self.recipe.eval.max_tokens}
         tasks = {"chain": self.recipe.data.chain, "calculator": self.recipe.data.calculator}
-        return {"sft": self.sft, **tasks, "lora": self.tune.lora, "eval": watched, "file": own_file(self.sft.path)}
+        problems = {} if self.tune.path is None else {"problems": own_file(self.tune.path)}
+        files = {"file": own_file(self.sft.path), **problems}
+        return {"sft": self.sft, **tasks, "lora": self.tune.lora, "eval": watched, **files}
 
     def run(self, run: Run, out: Path) -> Figures:
         config = self.sft
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
         model = load_model(run.artifact(self.recipe.stage_of(self.tune.start)) / "model")
-        example = self._examples(run, tokenizer)
+        told, counts = ([], {}) if config.path is None else self._told(run, tokenizer, config.path)
+        example = self._examples(run, tokenizer, told)
         passed = _read_gate(out)
         while True:
             steps = config.steps + len(passed) * config.gate.extra_steps
@@ -95,7 +106,8 @@ class SFTStage:
             if run.ranks.first:
                 atomic.write_json(out / GATE, passed)  # a resumed run must take the same decision
         save_trained(training, out)
-        figures = {"steps": steps, "gate.pass1_sampled": reached, "gate.rounds": len(passed), **training.costs}
+        gate = {"gate.pass1_sampled": reached, "gate.rounds": len(passed)}
+        figures = {"steps": steps, **gate, **training.costs, **counts}
         return {f"{self.name}.{name}": value for name, value in figures.items()}
 
     def _train(
@@ -115,14 +127,14 @@ class SFTStage:
         training.train(out, objective, steps, config.optim, hooks)
         return training
 
-    def _examples(self, run: Run, tokenizer: Tokenizer) -> Example:
+    def _examples(self, run: Run, tokenizer: Tokenizer, told: Sequence[Rendered]) -> Example:
         """Example i, a pure function of the seed: a chain, an everyday turn, a request, or a sum for the calculator."""
         config, seed = self.sft, self.recipe.seed
         facts = read_facts(run.artifact("data"))
         talks = everyday.conversations(facts, "train", seed, config.conversations)
         pairs = refusals.refusal_pairs("train", seed)
         requests = [[pair for pair in pairs if pair.kind == kind] for kind in ("harmful", "harmless")]
-        solved = self._demonstrations(run, tokenizer)
+        solved = self._demonstrations(run, tokenizer, told)
 
         def example(index: int) -> Sample:
             rng = random.Random(derive_seed(self.name, seed, index))
@@ -142,11 +154,10 @@ class SFTStage:
 
         return example
 
-    def _demonstrations(self, run: Run, tokenizer: Tokenizer) -> Demonstrate:
+    def _demonstrations(self, run: Run, tokenizer: Tokenizer, told: Sequence[Rendered]) -> Demonstrate:
         """Solved chains, written by rule in one of the styles or by an earlier stage's model; or a file's talks."""
         chains, styles = self.recipe.data.chain, self.sft.styles
-        if self.sft.path is not None:
-            told = self._told(run, tokenizer, self.sft.path)
+        if told:
             return lambda rng: rng.choice(told)
         if self.sft.own is not None:
             written = self._written(run, tokenizer, self.sft.own)
@@ -162,8 +173,8 @@ class SFTStage:
 
         return demonstrate
 
-    def _told(self, run: Run, tokenizer: Tokenizer, path: str) -> list[Rendered]:
-        """The user's own conversations.
+    def _told(self, run: Run, tokenizer: Tokenizer, path: str) -> tuple[list[Rendered], Figures]:
+        """The user's own conversations, and counts: conversations (read), those left out by reason, those trimmed.
 
         Raises:
             UserError: as `read_conversations`, or all of them are longer than the model's context.
@@ -171,7 +182,8 @@ class SFTStage:
         talks, counts = read_conversations(path)
         rendered = (learned_turns(encode_chat(tokenizer, talk), self.sft.learn) for talk in talks)
         kept, long = fitting(rendered, self.recipe.model.max_context)
-        left_out = ", ".join(f"{n:,.0f} {name.partition('/')[2]}" for name, n in {**counts, **long}.items())
+        counts = {**counts, **long}
+        left_out = ", ".join(f"{n:,.0f} {name.partition('/')[2]}" for name, n in counts.items())
         run.console.say(
             f"  {self.name}: {len(kept):,} conversations of {path}" + (f" ({left_out})" if left_out else "")
         )
@@ -179,7 +191,8 @@ class SFTStage:
             raise UserError(
                 f"{path}: every conversation is longer than model.max_context={self.recipe.model.max_context}"
             )
-        return kept
+        read = len(kept) + sum(n for name, n in counts.items() if "/dropped_" in name)
+        return kept, {f"file.{name.replace('/', '_')}": n for name, n in {"conversations": read, **counts}.items()}
 
     def _written(self, run: Run, tokenizer: Tokenizer, own: OwnConfig) -> list[list[Message]]:
         """Right answers of another stage's model, as conversations.
@@ -187,30 +200,42 @@ class SFTStage:
         Raises:
             UserError: there is none.
         """
-        chains, seed = self.recipe.data.chain, derive_seed("own answers", self.name, self.recipe.seed)
-        rng = random.Random(seed)
-        operations = [rng.choice(chains.train_operations) for _ in range(own.prompts)]
-        problems = [chain.sample_problem(rng, count, "train", chains) for count in operations]
-        form = self.recipe.form_of(own.stage)
+        seed, form = derive_seed("own answers", self.name, self.recipe.seed), self.recipe.form_of(own.stage)
+        problems = self._problems_for(tokenizer, own, form, seed)
         engine = SharedEngine(load_model(run.artifact(own.stage) / "model").to(run.device))
-        exam = ChainExam(engine, tokenizer, problems, own.max_tokens, form)
+        exam = Exam(engine, tokenizer, problems, own.max_tokens, form)
         kept: list[list[Message]] = []
         for problem, group in zip(problems, exam.ask(own.temperature, own.samples, seed), strict=True):
             right = [exam.reply(completion) for completion in group if exam.right(problem, completion)]
             for reply in list(dict.fromkeys(right))[: own.per_prompt]:
                 said = {"role": "assistant", "content": reply.content, "reasoning_content": reply.reasoning or ""}
-                kept.append([*chain.prompt(problem), said])
+                kept.append([{"role": "user", "content": problem.question}, said])
         run.console.say(f"  {self.name}: {len(kept)} right answers of {own.stage} to {len(problems)} problems")
         if not kept:
             key = self.recipe.key_of(self.name)
             raise UserError(f"{self.name}: no answer of {own.stage} is right; raise {key}.own.prompts")
         return kept
 
+    def _problems_for(self, tokenizer: Tokenizer, own: OwnConfig, form: Form, seed: int) -> Sequence[Problem]:
+        """What the other stage's model is asked: training chains, or problems of the stage's file, each once."""
+        chains, path = self.recipe.data.chain, self.tune.path
+        if path is not None:
+            key = f"{self.recipe.key_of(self.name)}.own"
+            found = own_problems(self.recipe, path, tokenizer, form, own.max_tokens, key)
+            return chosen(found, own.prompts, seed)
+        rng = random.Random(seed)
+        operations = [rng.choice(chains.train_operations) for _ in range(own.prompts)]
+        return [chain.sample_problem(rng, count, "train", chains) for count in operations]
+
     def _sampled_pass1(self, model: Transformer, tokenizer: Tokenizer) -> float:
-        chains = self.recipe.data.chain
-        problems = held_out_problems(chains, chains.held_out_operations, GATE_PROBLEMS, self.recipe.seed + 1)
-        exam = ChainExam(SharedEngine(model), tokenizer, problems, self.recipe.eval.max_tokens)
-        return exam.sampled(self.recipe.seed)["pass1_sampled"]
+        recipe, path, seed, most = self.recipe, self.tune.path, self.recipe.seed, self.recipe.eval.max_tokens
+        problems: Sequence[Problem]
+        if path is not None:
+            problems = chosen(own_problems(recipe, path, tokenizer, "chat", most, "eval"), GATE_PROBLEMS, seed + 1)
+        else:
+            chains = recipe.data.chain
+            problems = held_out_problems(chains, chains.held_out_operations, GATE_PROBLEMS, seed + 1)
+        return Exam(SharedEngine(model), tokenizer, problems, most).sampled(seed)["pass1_sampled"]
 
 
 def own_file(path: str | None) -> str | None:

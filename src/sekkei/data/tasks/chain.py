@@ -169,9 +169,9 @@ def answer_text(problem: ChainProblem) -> str:
     return f" answer: {problem.answer}"
 
 
-def opening(problem: ChainProblem, thinking: bool = True) -> str:
-    """The beginning of a pretraining document, up to where the reasoning begins, or the answer."""
-    return f"{problem.question}\n<think>" + ("" if thinking else "</think>")
+def opening(problem: ChainProblem) -> str:
+    """The beginning of a pretraining document, up to where the reasoning begins."""
+    return f"{problem.question}\n<think>"
 
 
 def prompt(problem: ChainProblem) -> list[Message]:
