@@ -119,9 +119,12 @@ def _write_alignment(log: RunLog, rng: random.Random) -> None:
         reward = 1 / (1 + math.exp(-(step - 35) / 9)) + rng.gauss(0, 0.02)
         record = {"reward": reward, "steps_written": 2.7 + 3.3 * step / 100, "completion_tokens": 50 + step / 4}
         record |= {"entropy": 0.4 * math.exp(-step / 40), "reward_std": 0.3, "ended": 1.0}
+        record |= {"zero_spread": 0.2, "engine_gap": 1e-4, "rewards/right": reward, "rewards/right/std": 0.3}
+        record |= {"clip_fraction/low": 0.01, "clip_fraction/high": 0.02}
         log.write({"stage": "grpo", "step": step, "tokens": step * 9000, "loss": 0.0, **record})
         if step in (25, 50, 75, 100):
             rolled = [{"prompt": CHAIN_PROMPT, "text": "<think> 7 add 3 = 9</think> answer: 3<|end|>", "reward": 0.25}]
+            rolled[0]["weights_hash"] = "0123456789abcdef"
             log.write({"stage": "grpo", "step": step, "rollout": rolled})
             text = f"<think> 7 add 3 = 10; 10 times 4 = {step}</think> answer: 17<|end|>"
             log.write({"stage": "grpo", "step": step, "samples": [{"prompt": CHAIN_PROMPT, "text": text}]})

@@ -113,6 +113,17 @@ def test_charts_follow_the_theme(drawn: Path) -> None:
         assert "#000000" not in svg, "black text cannot be read on a dark page"
 
 
+def test_reinforcement_shows_what_was_logged_and_nothing_else(drawn: Path) -> None:
+    _, text = read(drawn)
+    grpo = text[text.index("grpo: reward, lengths") : text.index("a rollout of step")]
+    for panel in ("no spread", "ended (the rest was cut)", "std within groups", "std by function", "clipped share",
+                  "gap of engine and trainer, nats"):  # fmt: skip
+        assert panel in grpo
+    for absent in ("explained by the critic", "value loss", ">KL<", "not logged"):
+        assert absent not in grpo
+    assert "drawn by weights 0123456789ab" in text
+
+
 def test_samples_of_a_long_stage_are_spread(drawn: Path) -> None:
     _, text = read(drawn)
     general = text[text.index("<h3>pretrain.general</h3>") : text.index("<h3>pretrain.reasoning</h3>")]

@@ -5,8 +5,14 @@ Each function returns one SVG, or None where the run has no such records.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import cycle
+
 from sekkei.report.folder import RunFolder, Series
-from sekkei.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Chart, legend_above, line, styled
+from sekkei.report.style import BLUE, GREEN, GREY, ORANGE, PALETTE, PURPLE, RED, Chart, legend_above, line, styled
+
+Panel = tuple[str, Sequence[tuple[str, str]]]
+"""A title, and (logged figure, label) of its lines; one line alone needs no label."""
 
 
 @styled
@@ -70,19 +76,25 @@ def instruction_tuning(run: RunFolder, stage: str) -> str | None:
 
 @styled
 def reinforcement(run: RunFolder, stage: str) -> str | None:
-    """GRPO and its relatives: reward, written steps, length and entropy; PPO: what its critic explains."""
-    panels: tuple[tuple[str, str, str], ...] = (
-        ("reward", "reward", GREEN),
-        ("steps_written", "results written while thinking", PURPLE),
-        ("completion_tokens", "tokens per answer", BLUE),
-        ("entropy", "entropy, nats per token", ORANGE),
-    )
-    if run.series(stage, "explained_variance"):
-        panels += (
-            ("explained_variance", "of the returns, explained by the critic", RED),
-            ("kl", "KL to the reference, nats per token", GREY),
-        )
-    return _panels(run, stage, f"{stage}: reward, written steps, length, entropy", panels, rows=len(panels) // 2)
+    """GRPO, PPO and their relatives in small multiples; a panel, or a line of one, is there if the run logged it."""
+    named = {name for record in run.records if record.get("stage") == stage for name in record}
+    functions = sorted(name for name in named if name.startswith("rewards/") and f"{name}/std" in named)
+    panels: tuple[Panel, ...] = (
+        ("reward", (("reward", "mean"), ("reward_std", "std within groups"))),
+        ("reward by function", tuple((name, name.removeprefix("rewards/")) for name in functions)),
+        ("std by function", tuple((f"{name}/std", name.removeprefix("rewards/")) for name in functions)),
+        ("results written while thinking", (("steps_written", ""),)),
+        ("tokens per answer", (("completion_tokens", ""),)),
+        ("share of answers, of groups", (("ended", "ended (the rest was cut)"), ("zero_spread", "no spread"))),
+        ("entropy, nats per token", (("entropy", ""),)),
+        ("KL", (("kl", "to the reference"), ("approx_kl", "to the rollout's policy"))),
+        ("clipped share", (("clip_fraction/low", "low"), ("clip_fraction/high", "high"),
+                           ("critic/value_clip_fraction", "values"))),
+        ("gap of engine and trainer, nats", (("engine_gap", ""),)),
+        ("of the returns, explained by the critic", (("explained_variance", ""),)),
+        ("value loss", (("critic/loss", "loss"), ("critic/value_error", "squared error"))),
+    )  # fmt: skip
+    return _panels(run, stage, f"{stage}: reward, lengths, divergence and health of reinforcement learning", panels)
 
 
 @styled
@@ -111,19 +123,27 @@ def preferences(run: RunFolder, stage: str) -> str | None:
     return chart.svg()
 
 
-def _panels(run: RunFolder, stage: str, title: str, panels: tuple[tuple[str, str, str], ...], rows: int) -> str | None:
-    found = [(label, color, run.series(stage, name)) for name, label, color in panels]
-    if not any(series for *_, series in found):
+def _panels(run: RunFolder, stage: str, title: str, panels: Sequence[Panel]) -> str | None:
+    """Up to three panels a row, of those with something to draw."""
+    drawn = []
+    for name, lines in panels:
+        found = [(label, run.series(stage, key)) for key, label in lines]
+        if kept := [(label, series) for label, series in found if series]:
+            drawn.append((name, kept))
+    if not drawn:
         return None
-    chart = Chart(stage, title, rows=rows, columns=-(-len(panels) // rows), height=2.3)
-    for axes, (label, color, series) in zip(chart.axes, found, strict=True):
-        axes.set_title(label)
+    columns = min(3, len(drawn))
+    chart = Chart(stage, title, rows=-(-len(drawn) // columns), columns=columns, height=2.1)
+    for axes, (name, kept) in zip(chart.axes, drawn):
+        axes.set_title(name, pad=20 if kept[0][0] else None)
         axes.set_xlabel("step")
-        if series:
-            line(axes, series.steps, series.values, color)
-            axes.set_ylim(bottom=min(0.0, *series.values))
-        else:
-            axes.text(0.5, 0.5, "not logged", ha="center", va="center", transform=axes.transAxes)
+        for (label, series), color in zip(kept, cycle(PALETTE)):
+            line(axes, series.steps, series.values, color, label or None)
+        axes.set_ylim(bottom=min(0.0, *(value for _, series in kept for value in series.values)))
+        if kept[0][0]:
+            legend_above(axes)
+    for axes in chart.axes[len(drawn) :]:
+        axes.set_visible(False)
     return chart.svg()
 
 

@@ -190,7 +190,10 @@ def rollouts(run: RunFolder) -> list[SampleTable]:
             for sample in moment.samples:
                 prompt = _readable(str(sample.get("prompt", ""))).strip()
                 rows.append((f"{prompt} · reward {sample.get('reward', 0):.2f}", [said(str(sample.get("text", "")))]))
-            found.append(SampleTable(f"{stage}: a rollout of step {moment.step:,}", ("answer",), rows, folded=True))
+            drawn = sorted({str(sample["weights_hash"])[:12] for sample in moment.samples if "weights_hash" in sample})
+            by = f", drawn by weights {', '.join(drawn)}" if drawn else ""
+            title = f"{stage}: a rollout of step {moment.step:,}{by}"
+            found.append(SampleTable(title, ("answer",), rows, folded=True))
     return found
 
 
