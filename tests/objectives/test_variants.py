@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sekkei.core.errors import ConfigError, UserError
 from sekkei.data.batch import Batch
@@ -26,14 +26,12 @@ from sekkei.objectives.rollout import (
     Group,
     Prompt,
     check_exact,
-    check_policy,
     group_figures,
     overlong_penalty,
     roll_out,
     weighted,
 )
 from sekkei.objectives.sft import pack_samples
-from sekkei.objectives.variants import Variant
 from sekkei.parallel.ops import LocalOps
 from sekkei.train.objective import Context
 from sekkei.train.step import PlainStep
@@ -206,7 +204,7 @@ def test_a_rollout_without_spread_is_no_nan(variant: Any) -> None:
     models = {"policy": build(config, 1), "reference": build(config, 2)}
     step = PlainStep(models, LocalOps(), CPU, None)
     ctx = context(Drawer(three_kinds), step.score, **models)
-    point = GRPOConfig(steps=1, prompts=2, samples=3, variant=variant, minibatches=2, max_refills=1)
+    point = GRPOConfig(steps=1, prompts=2, samples=3, variant=variant, minibatches=2)
     updates = GRPO(lambda i: numbered(0), point, (END,)).next_step(ctx)
     for update in updates:
         metrics = step.backward(update)
@@ -303,42 +301,6 @@ def test_a_reward_models_score_is_added() -> None:
     assert GRPO(numbered, config, (END,)).needs == {"engine", "reward"}
 
 
-@pytest.mark.parametrize("variant", ["token", "rloo", "reinforce_pp"])
-def test_a_group_that_could_not_be_judged_is_no_minibatch(variant: Variant) -> None:
-    """Of four groups the last two fail as a whole: the minibatches are of the first two."""
-
-    def some(prompt: int, i: int) -> Completion:
-        return completion(3 + i, 7, END)
-
-    def fails(answer: Completion) -> Mapping[str, float]:
-        raise RuntimeError("out of order")
-
-    def prompt(index: int) -> Prompt:
-        return Prompt((index,), first_token if index < 2 else fails)
-
-    config = GRPOConfig(steps=1, prompts=4, samples=2, variant=variant, minibatches=2, reward_errors="skip")
-    objective = GRPO(prompt, config, (END,))
-    updates = objective.next_step(context(Drawer(some)))
-    assert len(updates) == 2
-    assert [sorted(advantages(update.micro_batches)) for update in updates] == [[0, 1]] * 2
-    assert objective.step_metrics()["reward_errors"] == 4
-
-
-def test_a_refill_takes_what_could_be_judged() -> None:
-    """Nothing has a spread: groups that are flat fill the rollout, those without an answer do not."""
-
-    def judge(answer: Completion) -> Mapping[str, float]:
-        return {"reward": 1.0}
-
-    def fails(answer: Completion) -> Mapping[str, float]:
-        raise RuntimeError("out of order")
-
-    config = GRPOConfig(steps=1, prompts=1, samples=2, variant="dapo", reward_errors="skip", max_refills=1)
-    objective = GRPO(lambda index: Prompt((index,), judge if index else fails), config, (END,))
-    (update,) = objective.next_step(context(Drawer(three_kinds)))
-    assert sum(len(found) > 0 for found in advantages(update.micro_batches).values()) == 1  # one answer stands for all
-
-
 def test_groups_are_split_without_rest() -> None:
     groups = [Group(numbered(i), (), ()) for i in range(7)]
     assert [[g.prompt.ids[0] for g in part] for part in split(groups, 3)] == [[0, 1], [2, 3, 4], [5, 6]]
@@ -365,10 +327,3 @@ def test_sampling_that_a_loss_cannot_use_is_refused() -> None:
         with pytest.raises(ConfigError, match=f"^{key}: "):
             roll_out(context(Drawer(three_kinds)), [numbered(1)], sampling, 2)
     roll_out(context(Drawer(three_kinds)), [numbered(1)], Sampling(top_p=0.9), 2, exact=False)  # pairs may
-
-
-def test_dropout_is_refused() -> None:
-    check_policy(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0)))
-    check_policy(nn.Sequential(nn.Dropout(0.1)).eval())
-    with pytest.raises(ConfigError, match=r"^dropout: 1 drops 0\.1"):
-        check_policy(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)))

@@ -35,7 +35,7 @@ from sekkei.objectives.ahead import Ahead, Pending, plainly
 from sekkei.objectives.judged import Judged, scored_figures, scored_groups
 from sekkei.objectives.late import late_advantages
 from sekkei.objectives.policy_loss import Correction, GRPOLoss
-from sekkei.objectives.ranges import check_ranges
+from sekkei.objectives.ranges import check_ranges, check_used
 from sekkei.objectives.rollout import (
     Group,
     OnError,
@@ -148,7 +148,15 @@ class GRPOConfig:
 
     def _check_algebra(self) -> None:
         """What is set must do something."""
-        point = self.point
+        point, cut = self.point, self.correction
+        check_used(
+            self,
+            (cut == "none", "correction: none has no bounds; set a correction", ("correction_low", "correction_high")),
+            (cut.endswith("truncate"), f"correction: {cut} has an upper bound only; take a mask", ("correction_low",)),
+            (not self.overlong_buffer, "overlong_buffer: 0 shapes nothing; set a buffer", ("overlong_penalty",)),
+            (not point.dynamic_sampling, "nothing is drawn anew; set dynamic_sampling: true", ("max_refills",)),
+            (self.tool == "none", "tool: none is never called; set a tool", ("max_calls",)),
+        )
         if point.clip == "none" and (self.clip_low is not None or self.clip_high is not None):
             raise ConfigError(
                 "clip_low" if self.clip_high is None else "clip_high", "set, but clip: none has no bounds"

@@ -30,6 +30,7 @@ from sekkei.objectives.pair_loss import sequence_logprobs
 from sekkei.objectives.passes import Passes
 from sekkei.objectives.preference import with_reference
 from sekkei.objectives.ranges import check_ranges
+from sekkei.objectives.rollout import check_policy
 from sekkei.objectives.sft import pack_samples
 from sekkei.parallel.ops import LocalOps, Ops
 from sekkei.train.loop import LoopConfig
@@ -137,6 +138,7 @@ class KTO:
         self.passes = Passes("feedback", len(self.feedback))
 
     def next_step(self, ctx: Context) -> list[Update]:
+        check_policy(ctx.models.get("policy"))
         count = self.config.answers
         taken = [self.feedback[self.passes.index(ctx.seed, self.next_answer + i)] for i in range(count)]
         self.next_answer += count

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from sekkei.core.errors import ConfigError
+from sekkei.core.errors import ConfigError, UserError
 from sekkei.data.batch import Batch, Sample
 from sekkei.engine.request import Sampling
 from sekkei.model.output import Output
@@ -32,7 +32,7 @@ from sekkei.objectives.gae import explained_variance, gae
 from sekkei.objectives.grpo import split
 from sekkei.objectives.judged import Judged, scored_figures, scored_groups
 from sekkei.objectives.policy_loss import GRPOLoss, kl_estimate
-from sekkei.objectives.ranges import check_ranges
+from sekkei.objectives.ranges import check_ranges, check_used
 from sekkei.objectives.rollout import Group, OnError, Prompt, check_policy, roll_out
 from sekkei.objectives.sft import pack_samples
 from sekkei.objectives.variants import check_clip
@@ -100,6 +100,12 @@ class PPOConfig:
             raise ConfigError("value_weight", f"got {self.value_weight}, must be > 0: the head would learn nothing")
         if self.minibatches > self.prompts:
             raise ConfigError("minibatches", f"got {self.minibatches}, must be <= prompts={self.prompts}")
+        check_used(
+            self,
+            (self.critic == "shared", "critic: shared learns with the policy's optim", ("critic_optim",)),
+            (self.critic == "separate", "a separate critic has its own update; take critic: shared", ("value_weight",)),
+            (not self.kl_target, "kl_target: 0 leaves the coefficient as it is; set kl_target", ("kl_horizon",)),
+        )
         self.make_policy_loss()
 
     @property
@@ -205,14 +211,14 @@ class PPO:
         groups = roll_out(ctx, prompts, self.sampling, config.samples, on_error=config.reward_errors)
         self.groups = groups = scored_groups(ctx, groups, config, self.judged)
         figures = scored_figures(groups, self.judged)
-        groups = [group for group in groups if group.completions]
+        groups, dropped = sound_groups(groups)
         parts = [
             pack_samples(answer_samples(part, config.missing_end_penalty), config.micro_tokens)
             for part in split(groups, config.minibatches)
         ]
         scored = [[self._scored(batch, ctx) for batch in part] for part in parts]
         flat = [batch for part in scored for batch in part]
-        self.figures = {**figures, **self._measured(flat, groups)}
+        self.figures = {**figures, **dropped, **self._measured(flat, groups)}
         if config.whiten:
             gains = [batch.extra["advantages"] for batch in flat]
             white = iter(whitened(gains, [batch.mask.to(g.device) for batch, g in zip(flat, gains, strict=True)],
@@ -286,6 +292,26 @@ class PPO:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.next_prompt, self.kl = state["next_prompt"], state["kl"]
+
+
+def sound_groups(groups: Sequence[Group]) -> tuple[list[Group], dict[str, float]]:
+    """Leave out answers without a token, where no reward has a place, and groups without an answer.
+
+    Returns:
+        the other groups, and how many answers were empty (only if there were any).
+    Raises:
+        UserError: nothing is left.
+    """
+    kept, empty = [], 0
+    for group in groups:
+        here = [i for i, completion in enumerate(group.completions) if completion.token_ids]
+        empty += len(group.completions) - len(here)
+        if here:
+            answers, figures = [group.completions[i] for i in here], [group.figures[i] for i in here]
+            kept.append(replace(group, completions=tuple(answers), figures=tuple(figures)))
+    if not kept:
+        raise UserError(f"all {empty} answers of a rollout are empty: the engine ends them before their first token")
+    return kept, {"answers/dropped_empty": float(empty)} if empty else {}
 
 
 def answer_samples(groups: Sequence[Group], missing_end_penalty: float) -> list[Sample]:

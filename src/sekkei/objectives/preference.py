@@ -32,6 +32,7 @@ from sekkei.engine.request import Sampling
 from sekkei.objectives.pair_loss import DPOLoss, PairKind, by_pair, nll_weight, sequence_logprobs
 from sekkei.objectives.passes import Passes
 from sekkei.objectives.ranges import check_ranges
+from sekkei.objectives.rollout import check_policy
 from sekkei.objectives.sft import packed_rows
 from sekkei.parallel.ops import LocalOps
 from sekkei.train.loop import LoopConfig
@@ -206,6 +207,8 @@ class Preference:
         return frozenset({"reference"}) if scores else frozenset()
 
     def next_step(self, ctx: Context) -> list[Update]:
+        if self.loss.needs_reference:
+            check_policy(ctx.models.get("policy"))
         taken = [self.passes.index(ctx.seed, self.next_pair + i) for i in range(self.pairs_per_step)]
         self.next_pair += self.pairs_per_step
         refs = None if self.refs is None else [self.refs[i] for i in taken]

@@ -190,12 +190,17 @@ def check_policy(model: object) -> None:
     """Refuse a policy whose forward pass is random.
 
     Raises:
-        ConfigError: it has dropout: the ratio of new and old would measure the dropout's noise.
+        ConfigError: it has dropout: its distance from a reference, or from itself before an update, would be the
+            dropout's noise.
     """
     if isinstance(model, nn.Module):
         for name, module in model.named_modules():
             if isinstance(module, nn.Dropout) and module.p > 0 and module.training:
-                raise ConfigError("dropout", f"{name} drops {module.p} of its inputs; it must be 0 in RL and DPO")
+                raise ConfigError(
+                    "dropout",
+                    f"{name} drops {module.p} of its inputs; it must be 0 where a policy is compared with a reference, "
+                    "or with itself before an update",
+                )
 
 
 def overlong_penalty(tokens: int, max_tokens: int, buffer: int) -> float:
