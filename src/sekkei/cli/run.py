@@ -55,11 +55,13 @@ def command(
         check_selection([stage.name for stage in stages_of(loaded)], until, begin, only)
         print(plan(loaded))
         return None
-    from sekkei.core import dist
+    from sekkei.core import dist, launch
     from sekkei.core.progress import Console
     from sekkei.stages.life import Selection, live
 
-    if not dist.launched() and (nproc or loaded.layout.world) > 1:
+    if dist.launched():
+        launch.end_with_launcher()
+    elif (nproc or loaded.layout.world) > 1:
         return _launch(loaded, nproc or loaded.layout.world, restarts)
     live(loaded, run_dir or Path("runs") / loaded.name, Selection(until, begin, only, force), Console(quiet))
     return None

@@ -5,6 +5,7 @@
            a rank dies (kill -9, out of memory, a broken GPU)  ->  the others are ended, all are started again, and go
            on from the last checkpoint; at most `restarts` times
            a rank reports a user's error (exit code 2)         ->  the job ends with that code
+           the launcher dies                                   ->  the ranks end, too
 
 Each attempt has a rendezvous of its own, so no key of a dead one is found. Several machines: torchrun itself, or the
 scripts of `sekkei launch`.
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Sequence
 
 from sekkei.core.cluster import SAVING_SECONDS
@@ -21,7 +24,9 @@ from sekkei.core.errors import UserError
 
 NOT_MENDED_BY_A_RESTART = (1, 2, 130)  # what our own command line returns: the verb says no, user's error, interrupted
 DEFAULT_RESTARTS = 3
+LAUNCHER = "SEKKEI_LAUNCHER"  # in a rank's environment: the process that started it
 MONITOR_SECONDS = 0.2
+WATCH_SECONDS = 0.5
 
 
 def run_ranks(arguments: Sequence[str], nproc: int, restarts: int = DEFAULT_RESTARTS) -> int:
@@ -36,6 +41,7 @@ def run_ranks(arguments: Sequence[str], nproc: int, restarts: int = DEFAULT_REST
 
     from sekkei.core import hardware
 
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVING_SECONDS))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // nproc)))
     if hardware.best_device().type == "cpu":
@@ -72,6 +78,22 @@ def run_ranks(arguments: Sequence[str], nproc: int, restarts: int = DEFAULT_REST
                 f"rank {rank} of {nproc} died ({how}): all ranks start again from the last checkpoint", file=sys.stderr
             )
     raise AssertionError("the loop returns or raises")
+
+
+def end_with_launcher() -> None:
+    """In a rank that `run_ranks` has started: end at once when the launcher is gone (kill -9), whose command, given
+    again, would find this rank at work in the run folder.
+    """
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(launcher):
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def without_redoing(arguments: Sequence[str]) -> list[str]:

@@ -38,7 +38,7 @@ from safetensors import SafetensorError
 
 from sekkei.core import atomic, hardware
 from sekkei.core import config as loader
-from sekkei.core.dist import Ranks
+from sekkei.core.dist import Ranks, gather_json
 from sekkei.core.errors import UserError
 from sekkei.core.progress import Console
 from sekkei.core.runlog import RunLog
@@ -171,7 +171,8 @@ class Runner:
             work = partial(stage.run, run, out)
             figures = work() if stage.together else run.ranks.first_does(work)
         seconds = time.monotonic() - began
-        run.ranks.first_does(partial(self._finish, stage, figures, seconds))
+        peak = sum(gather_json(hardware.peak_rss_gib()))  # of all ranks; what they share is counted for each
+        run.ranks.first_does(partial(self._finish, stage, figures, seconds, peak))
 
     def _begin(self, stage: Stage, redo: bool) -> bool:
         """Make the stage's folder ready; False where the stage is finished and reused."""
@@ -202,7 +203,7 @@ class Runner:
         (out / DONE).unlink(missing_ok=True)
         return True
 
-    def _finish(self, stage: Stage, figures: Figures, seconds: float) -> None:
+    def _finish(self, stage: Stage, figures: Figures, seconds: float, peak_gib: float) -> None:
         """Seal the stage's artifact."""
         run, out = self.run, self.run.folder / stage.name
         parts = artifact_parts(out)
@@ -212,7 +213,7 @@ class Runner:
             "parts": parts,
             "figures": figures,
             "seconds": seconds,
-            "peak_gib": hardware.peak_rss_gib(),
+            "peak_gib": peak_gib,
         }
         atomic.write_json(out / DONE, record)
         run.console.say(
