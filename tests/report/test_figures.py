@@ -12,6 +12,12 @@ REWARD_MODEL = {f"<tuned>.{name}" for name in ("accuracy", "log_loss", "brier", 
 UNASKED = {
     "inference.<checkpoint>.budget.<tokens>.<what>",
     "preferences.file.<count>",
+    "<tuned>.file.<count>",
+    "<tuned>.dropped_<why>.<split>",
+    "<tuned>.feedback_accuracy.<when>",
+    "own.<checkpoint>.<what>",
+    "own.<checkpoint>.pass1_greedy.<end>",
+    "own.<checkpoint>.no_thinking.pass1_greedy",
     "documents.<arm>.<what>",
     "documents.<arm>.refused.<kind>",
 }
