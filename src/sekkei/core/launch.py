@@ -85,11 +85,11 @@ def end_with_launcher() -> None:
     again, would find this rank at work in the run folder.
     """
     launcher = os.environ.get(LAUNCHER)
-    if launcher is None:
+    if launcher != str(os.getppid()):  # another one, such as torchrun, has started it
         return
 
     def watch() -> None:
-        while os.getppid() == int(launcher):
+        while launcher == str(os.getppid()):
             time.sleep(WATCH_SECONDS)
         os._exit(1)
 
