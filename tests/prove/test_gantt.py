@@ -12,11 +12,12 @@ CASE = Case(steps=2)
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Chart]:
-    """Measured again, three times at most, where other work on the machine has drawn equal stages apart."""
-    for _ in range(3):
-        shown = {chart.schedule: chart for chart in charts(CASE, ["gpipe", "1f1b", "interleaved", "zero_bubble"])}
+    """1f1b is measured again, twice at most, where other work on the machine has drawn equal stages apart."""
+    shown = {chart.schedule: chart for chart in charts(CASE, ["gpipe", "1f1b", "interleaved", "zero_bubble"])}
+    for _ in range(2):
         if abs(shown["1f1b"].bubble - textbook(CASE.ranks, CASE.micro_batches)) < 0.03:
             break
+        (shown["1f1b"],) = charts(CASE, ["1f1b"])
     return shown
 
 
