@@ -199,8 +199,8 @@ def step_of(
     pipelined = {role: model for role, model in placed.items() if isinstance(model, Pipelined)}
     sharded = {role: model for role, model in placed.items() if isinstance(model, Sharded)}
     if pipelined:
-        return DealingStep(PipelineStep(pipelined, mesh, device, autocast), mesh.layout, mesh.dp_rank)
-    return DealingStep(ShardedStep(sharded, mesh, device, autocast), mesh.layout, mesh.dp_rank)
+        return DealingStep(PipelineStep(pipelined, mesh, device, autocast), mesh)
+    return DealingStep(ShardedStep(sharded, mesh, device, autocast), mesh)
 
 
 def share(mesh: Mesh | None) -> tuple[int, int]:

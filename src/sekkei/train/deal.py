@@ -18,11 +18,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from sekkei.data.batch import EMPTY, Batch
 from sekkei.model.output import Output
 from sekkei.parallel.layout import CHUNKS, Layout
+from sekkei.parallel.mesh import Mesh
 from sekkei.train.objective import Metrics, Update
 from sekkei.train.step import Step
 
@@ -30,21 +32,33 @@ from sekkei.train.step import Step
 class DealingStep:
     """A `Step` that is given whole updates and has another take this rank's part of them."""
 
-    def __init__(self, step: Step, layout: Layout, dp_rank: int) -> None:
-        self.step, self.layout, self.dp_rank = step, layout, dp_rank
+    def __init__(self, step: Step, mesh: Mesh) -> None:
+        self.step, self.mesh, self.layout = step, mesh, mesh.layout
 
     def score(self, role: str, batch: Batch, wants: frozenset[str], temperature: float) -> Output:
-        """Whole rows on every rank; each data rank computes all of them."""
-        tokens = batch.ids.shape[1]
-        out = self.step.score(role, padded(batch, _width(tokens, self.layout)), wants, temperature)
+        """Whole rows on every rank; each data rank computes its share of them (a pipeline's: all of them)."""
+        count, tokens = batch.ids.shape
+        ranks = 1 if self.layout.pp > 1 else self.layout.dp
+        here = padded(batch, _width(tokens, self.layout))
+        if ranks > 1:
+            each = -(-count // ranks)
+            here = _rows(here, self.mesh.dp_rank * each, each)
+        out = self.step.score(role, here, wants, temperature)
 
-        def cut(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[:, :tokens]
+        def whole(x: Tensor | None) -> Tensor | None:
+            if x is None:
+                return None
+            if ranks > 1:
+                parts = x.new_empty(ranks * x.shape[0], x.shape[1])
+                dist.all_gather_into_tensor(parts, x.contiguous(), group=self.mesh.dp)
+                x = parts[:count]
+            return x[:, :tokens]
 
-        return Output(logprobs=cut(out.logprobs), entropy=cut(out.entropy), values=cut(out.values))
+        return Output(logprobs=whole(out.logprobs), entropy=whole(out.entropy), values=whole(out.values))
 
     def backward(self, update: Update) -> Metrics:
-        return self.step.backward(replace(update, micro_batches=deal(update.micro_batches, self.layout, self.dp_rank)))
+        own = deal(update.micro_batches, self.layout, self.mesh.dp_rank)
+        return self.step.backward(replace(update, micro_batches=own))
 
 
 def deal(batches: Sequence[Batch], layout: Layout, dp_rank: int) -> list[Batch]:
