@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from sekkei.core.errors import ConfigError
 from sekkei.model.config import ModelConfig
 from sekkei.model.init import build
 from sekkei.model.transformer import Transformer
+from sekkei.prove.spawned import spawned
+from sekkei.train import optim
 from sekkei.train.optim import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, Muon, OptimConfig, Optimizer, lr_scale, orthogonalize
 
 CONFIG = ModelConfig(
@@ -113,6 +118,28 @@ def test_matrices_of_one_shape_do_not_mix() -> None:
     for parameter in apart:
         Muon([parameter], lr=0.1, dtype=torch.float64).step()
     assert all(torch.allclose(a, b, rtol=0, atol=1e-13) for a, b in zip(together, apart, strict=True))
+
+
+def _share(stack: int) -> tuple[list[Any], int]:
+    """What a rank gets, and how many matrices it worked out."""
+    seen: list[int] = []
+    plain = optim.orthogonalize
+
+    def counted(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+        seen.append(len(matrices))
+        return plain(matrices, dtype)
+
+    optim.orthogonalize = counted
+    matrices = torch.stack([normal(2, 6, 4, seed=i) for i in range(stack)])
+    return optim.shared(matrices, torch.float64, dist.group.WORLD).tolist(), sum(seen)
+
+
+@pytest.mark.parametrize(("stack", "each"), [(2, [2, 2, 0]), (5, [4, 4, 2])])
+def test_data_ranks_share_the_orthogonalisation(stack: int, each: list[int]) -> None:
+    expected = orthogonalize(torch.stack([normal(2, 6, 4, seed=i) for i in range(stack)]), torch.float64)
+    got = spawned(_share, 3, stack)
+    assert [count for _, count in got] == each
+    assert all(np.allclose(directions, expected, rtol=0, atol=1e-13) for directions, _ in got)
 
 
 def grouped(optimizer: Optimizer) -> dict[str, tuple[str, float]]:

@@ -61,10 +61,30 @@ def command(
 
     if dist.launched():
         launch.end_with_launcher()
-    elif (nproc or loaded.layout.world) > 1:
-        return _launch(loaded, nproc or loaded.layout.world, restarts)
+    else:
+        loaded = loaded if nproc else _for_this_machine(loaded)
+        if (nproc or loaded.layout.world) > 1:
+            return _launch(loaded, nproc or loaded.layout.world, restarts)
     live(loaded, run_dir or Path("runs") / loaded.name, Selection(until, begin, only, force), Console(quiet))
     return None
+
+
+def _for_this_machine(recipe: Recipe) -> Recipe:
+    """A recipe whose layout is data ranks and no more runs on fewer GPUs as one process, which computes the same."""
+    from dataclasses import replace
+
+    import torch
+
+    from sekkei.core import hardware
+    from sekkei.parallel.layout import Layout
+
+    ranks = recipe.layout.dp
+    if recipe.layout != Layout(dp=ranks) or ranks == 1 or hardware.best_device().type == "cpu":
+        return recipe
+    if ranks <= torch.cuda.device_count():
+        return recipe
+    print(f"layout.dp={ranks}: this machine has {torch.cuda.device_count()} GPUs; one process computes the same")
+    return replace(recipe, layout=Layout())
 
 
 def _launch(recipe: Recipe, nproc: int, restarts: int) -> int:

@@ -196,6 +196,10 @@ class Sharded:
             x = x.reshape(-1)[zero.rank * width : (zero.rank + 1) * width]
         return x.reshape(target.shape)
 
+    def ranks_of(self, name: str) -> dist.ProcessGroup | None:
+        """Data ranks that `matrices_of` gives the same."""
+        return self.mesh.same_experts if self.mesh.ep is not None and is_expert(name) else self.mesh.data
+
     def summed(self, x: Tensor) -> Tensor:
         """The sum over all ranks with other tokens."""
         return all_reduced(x, self.mesh.data)

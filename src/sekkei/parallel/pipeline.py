@@ -164,6 +164,10 @@ class Pipelined:
         """As `Sharded.part_of_matrices`."""
         return self._holder(name).part_of_matrices(name, x)
 
+    def ranks_of(self, name: str) -> dist.ProcessGroup | None:
+        """As `Sharded.ranks_of`."""
+        return self._holder(name).ranks_of(name)
+
     def summed(self, x: Tensor) -> Tensor:
         """As `Sharded.summed`, of this rank's stages."""
         return next(iter(self.stages.values())).summed(x)

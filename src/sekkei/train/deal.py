@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from sekkei.data.batch import EMPTY, Batch
 from sekkei.model.output import Output
+from sekkei.parallel.collectives import all_gathered
 from sekkei.parallel.layout import CHUNKS, Layout
 from sekkei.parallel.mesh import Mesh
 from sekkei.train.objective import Metrics, Update
@@ -49,9 +49,7 @@ class DealingStep:
             if x is None:
                 return None
             if ranks > 1:
-                parts = x.new_empty(ranks * x.shape[0], x.shape[1])
-                dist.all_gather_into_tensor(parts, x.contiguous(), group=self.mesh.dp)
-                x = parts[:count]
+                x = all_gathered(x, self.mesh.dp)[:count]
             return x[:, :tokens]
 
         return Output(logprobs=whole(out.logprobs), entropy=whole(out.entropy), values=whole(out.values))

@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from sekkei.core.errors import ConfigError
 from sekkei.model.moe import balance, forget_loads
+from sekkei.parallel.collectives import all_gathered
 from sekkei.train.trainee import Placed, Plain
 
 Carry = Callable[[nn.Parameter, Tensor], Tensor]
@@ -83,7 +85,9 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         whole, part: from what a rank holds of a matrix (or of some of a stack) to the whole and back, where a layout
-            cuts it; every rank that holds a part then orthogonalises the whole.
+            cuts it.
+        ranks: of a parameter: those that `whole` gives the same matrices. Each orthogonalises its share of them
+            (as Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.3, share them).
     """
 
     def __init__(
@@ -95,20 +99,22 @@ class Muon(torch.optim.Optimizer):
         dtype: torch.dtype = torch.bfloat16,
         whole: Carry | None = None,
         part: Carry | None = None,
+        ranks: Callable[[nn.Parameter], dist.ProcessGroup | None] | None = None,
     ) -> None:
         self.whole, self.part = whole or _as_it_is, part or _as_it_is
+        self.ranks = ranks or (lambda _: None)
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "dtype": dtype})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
+            alike: dict[tuple[torch.Size, dist.ProcessGroup | None], list[tuple[nn.Parameter, Tensor]]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     ahead = self.whole(parameter, self._ahead(parameter, group["momentum"]))
-                    by_shape.setdefault(ahead.shape, []).append((parameter, ahead))
-            for same in by_shape.values():  # one batched orthogonalisation per shape
-                directions = orthogonalize(torch.stack([ahead for _, ahead in same]), group["dtype"])
+                    alike.setdefault((ahead.shape, self.ranks(parameter)), []).append((parameter, ahead))
+            for (_, ranks), same in alike.items():  # one batched orthogonalisation per shape
+                directions = shared(torch.stack([ahead for _, ahead in same]), group["dtype"], ranks)
                 size = 0.2 * math.sqrt(max(directions.shape[-2:]))
                 for (parameter, _), direction in zip(same, directions, strict=True):
                     own = self.part(parameter, direction.to(parameter.dtype))
@@ -139,6 +145,21 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if tall else x
+
+
+def shared(matrices: Tensor, dtype: torch.dtype, ranks: dist.ProcessGroup | None) -> Tensor:
+    """`orthogonalize` of [N, ..., R, C] that all `ranks` hold: each does its share, all get the whole."""
+    size = 1 if ranks is None else dist.get_world_size(ranks)
+    if ranks is None or size == 1:
+        return orthogonalize(matrices, dtype)
+    flat = matrices.flatten(0, -3)
+    each = -(-len(flat) // size)
+    first = min(dist.get_rank(ranks) * each, len(flat))
+    own = flat[first : first + each]
+    out = flat.new_zeros(each, *flat.shape[1:], dtype=dtype)
+    if len(own):
+        out[: len(own)] = orthogonalize(own, dtype)
+    return all_gathered(out, ranks)[: len(flat)].view(matrices.shape)
 
 
 class Optimizer:
@@ -175,7 +196,10 @@ class Optimizer:
         self.parts: list[torch.optim.Optimizer] = [self._adamw(rest)]
         if matrices_by_muon:
             carry = [lambda p, x, f=f: f(self.names[p], x) for f in (where.matrices_of, where.part_of_matrices)]
-            self.parts.append(Muon(matrices_by_muon, config.lr, config.momentum, config.weight_decay, dtype, *carry))
+            settings = (config.lr, config.momentum, config.weight_decay, dtype)
+            self.parts.append(
+                Muon(matrices_by_muon, *settings, carry[0], carry[1], lambda p: where.ranks_of(self.names[p]))
+            )
 
     def _adamw(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         decayed = [p for p in parameters if self.dims[self.names[p]] >= 2]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from sekkei.model.moe import biases
@@ -52,6 +53,10 @@ class Placed(Protocol):
         """The inverse of `matrices_of`."""
         ...
 
+    def ranks_of(self, name: str) -> dist.ProcessGroup | None:
+        """Ranks that `matrices_of` gives the same; None: this process alone."""
+        ...
+
     def summed(self, x: Tensor) -> Tensor:
         """The sum over ranks with other tokens."""
         ...
@@ -80,6 +85,9 @@ class Plain:
 
     def part_of_matrices(self, name: str, x: Tensor) -> Tensor:
         return x
+
+    def ranks_of(self, name: str) -> dist.ProcessGroup | None:
+        return None
 
     def summed(self, x: Tensor) -> Tensor:
         return x
