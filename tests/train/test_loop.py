@@ -339,6 +339,34 @@ def test_a_sound_policy_does_not_hide_a_broken_critic(tmp_path: Path) -> None:
     assert [record["critic/skipped"] for record in logged(tmp_path)] == [1.0, 2.0]
 
 
+class Halves(Pretrain):
+    """The micro-batches of a step one by one, each an update of its own."""
+
+    def next_step(self, ctx: Context) -> list[Update]:
+        (update,) = super().next_step(ctx)
+        return [replace(update, micro_batches=[batch]) for batch in update.micro_batches]
+
+
+def test_a_step_s_figures_are_of_all_its_updates(tmp_path: Path) -> None:
+    """With a learning rate of next to nothing both updates see the weights that the whole step sees."""
+    records = []
+    for name, objective in (("one", Pretrain(loader(), 6, 4)), ("several", Halves(loader(), 6, 4))):
+        loop = make_loop(tmp_path / name, objective=objective)
+        loop.trainees["policy"].optimizer.config = replace(loop.trainees["policy"].optimizer.config, lr=1e-12)
+        loop.run(Screen())
+        records.append(logged(tmp_path / name)[0])
+    one, several = records
+    assert len(Halves(loader(), 6, 4).next_step(loop.ctx)) == 2
+    assert several["bpb"] == pytest.approx(one["bpb"], rel=1e-6), "bytes weigh, not updates"
+    batches = Halves(loader(), 6, 4).next_step(loop.ctx)
+    alone = []
+    for number, update in enumerate(batches):
+        step = make_loop(tmp_path / str(number)).step.backward(update)
+        alone.append(float(step["loss"].total))
+    assert several["loss"] == pytest.approx(sum(alone) / 2, rel=1e-6)
+    assert alone[0] != pytest.approx(alone[1], rel=1e-3)
+
+
 def test_gradients_are_clipped_to_the_common_norm(tmp_path: Path) -> None:
     loop = make_loop(tmp_path)
     trainee = loop.trainees["policy"]

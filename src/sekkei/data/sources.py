@@ -4,6 +4,7 @@
       sources:
         web:  {path: cleaned}                 all documents of cleaned/documents-*.parquet: a new domain for mixtures
         law:  {path: cleaned, source: law}    only those that `clean` gave this source (a folder of its input)
+        told: {path: solved, specials: true}  in whose text <think> is the token: text of your own hand, not of the web
 
 A source is a folder and the digest of what is in it. The digest is of the checksums in summary.json where `clean` left
 one (no file is read for it), else of the files. Reading checks every file against it, so a corpus that changed under a
@@ -34,11 +35,14 @@ class SourceConfig:
     Args:
         path: folder that `sekkei data clean` wrote. source: only documents of this source; "": all.
         tokenizer_share: of `tokenizer.train_bytes`, the part that merges are learned from in this source.
+        specials: whether special tokens that its text spells are those tokens. Only for text that you trust: a page
+            could open a turn of its own, or end the document.
     """
 
     path: str
     source: str = ""
     tokenizer_share: float = 0.25
+    specials: bool = False
 
     def __post_init__(self) -> None:
         if not self.path:

@@ -175,7 +175,12 @@ class TokensStage:
 
     @property
     def config(self) -> Any:
-        return {"heldout_percent": self.recipe.data.heldout_percent}
+        told = {"specials": sorted(self._trusted() - corpus.TRUSTED)}
+        return {"heldout_percent": self.recipe.data.heldout_percent, **(told if told["specials"] else {})}
+
+    def _trusted(self) -> frozenset[str]:
+        """Domains whose special tokens are special."""
+        return corpus.TRUSTED | {name for name, source in self.recipe.data.sources.items() if source.specials}
 
     def run(self, run: Run, out: Path) -> Figures:
         tokenizer = Tokenizer.load(run.artifact("tokenizer"))
@@ -186,7 +191,7 @@ class TokensStage:
             for number, name in enumerate(config.domains, start=1):
                 for split, side in self._sides(run.artifact("data"), name).items():
                     size = Size()
-                    trusted = name in corpus.TRUSTED
+                    trusted = name in self._trusted()
                     writer.write(f"{name}.{split}", encode_documents(tokenizer, size.of(side), trusted))
                     tokens = writer.tokens[f"{name}.{split}"] - 2 * size.documents
                     if tokens < 1:

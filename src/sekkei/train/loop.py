@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,10 +28,11 @@ from sekkei.core.signals import stop_requests
 from sekkei.data.batch import Batch
 from sekkei.model.transformer import Transformer
 from sekkei.train.checkpoint import Checkpoints
-from sekkei.train.objective import Context, Objective, Update
-from sekkei.train.step import Step
+from sekkei.train.objective import Context, Mean, Metrics, Objective, Update
+from sekkei.train.step import Step, add_metrics
 from sekkei.train.trainee import Placed, Trainee
 
+T = TypeVar("T")
 MAX_SKIPPED = 3  # non-finite steps in a row before the run stops
 
 Hook = Callable[[int], Mapping[str, float]]
@@ -129,25 +130,33 @@ class Loop:
         return due
 
     def _take(self, step: int) -> dict[str, object]:
+        """A step's updates: what they measured is one figure for all of a role's; the learning rate is the last."""
         record: dict[str, object] = {}
+        measured: Metrics = {}
         skipped_before = self.skipped
         for update in self.objective.next_step(self.ctx):
-            record.update(self._update(update, step))
+            metrics, figures = self._update(update, step)
+            add_metrics(measured, metrics)
+            record.update(figures)
         if self.skipped == skipped_before:  # no role was skipped: a sound policy must not hide a broken critic
             self.skipped = 0
+        record.update({name: float(m.total / m.weight.clamp(min=1e-9)) for name, m in measured.items()})
         record.update(self.objective.step_metrics())
         self.objective.observe({k: v for k, v in record.items() if isinstance(v, float)})
         return record
 
-    def _update(self, update: Update, step: int) -> dict[str, float]:
-        """One optimizer step of one model; its figures carry the role's name unless it is the policy."""
+    def _update(self, update: Update, step: int) -> tuple[Metrics, dict[str, float]]:
+        """One optimizer step of one model: what it measured, and what only its last update says.
+
+        Names carry the role's unless it is the policy.
+        """
         trainee = self.trainees[update.role]
-        metrics = self.step.backward(update)
-        figures = {name: float(m.total / m.weight.clamp(min=1e-9)) for name, m in metrics.items()}
+        metrics = dict(self.step.backward(update))
         norm = trainee.parts.clip(trainee.optimizer.config.clip)
-        figures["grad_norm"] = norm
+        metrics["grad_norm"] = Mean(torch.tensor(norm, dtype=torch.float64), torch.ones(()))
+        figures: dict[str, float] = {}
         self.tokens += count_tokens(update.micro_batches)
-        if math.isfinite(norm) and math.isfinite(figures["loss"]):
+        if math.isfinite(norm) and math.isfinite(float(metrics["loss"].total)):
             figures["lr"] = trainee.optimizer.step(step)
             trainee.parts.publish()
             if trainee.optimizer.imbalance is not None:
@@ -165,7 +174,7 @@ class Loop:
                     f"is in {self.checkpoints.folder}"
                 )
         prefix = "" if update.role == "policy" else f"{update.role}/"
-        return {prefix + name: value for name, value in figures.items()}
+        return _named(prefix, metrics), _named(prefix, figures)
 
     def _machine(self, record: dict[str, object], seconds: float, tokens: int) -> None:
         rate = tokens / max(seconds, 1e-9)
@@ -193,6 +202,10 @@ class Loop:
         self.tokens, self.skipped = state["tokens"], state["skipped"]
         self.objective.load_state_dict(state["objective"])
         return done
+
+
+def _named(prefix: str, values: Mapping[str, T]) -> dict[str, T]:
+    return {prefix + name: value for name, value in values.items()}
 
 
 def _whole(parts: Placed, name: str, tensor: Tensor) -> Tensor:
