@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from sekkei.core.errors import ConfigError, UserError
+from sekkei.data.shards import open_shards
 from sekkei.engine.request import Completion, Request
 from sekkei.evals import reasoning
 from sekkei.recipes.recipe import load
+from sekkei.stages import life
 from sekkei.stages import sft as sft_stage
 from sekkei.stages.problems import asker, held_out_own
+from sekkei.text.document import Document, write_documents
 from sekkei.text.tokenizer import Tokenizer
 
 Call = Callable[..., tuple[int, str]]
@@ -145,3 +148,38 @@ def test_what_is_asked_is_not_learned(copy: Path, files: tuple[Path, Path]) -> N
     long.write_text(json.dumps({"question": "why " * 4000, "answer": "#### 1"}) + "\n")
     with pytest.raises(UserError, match=r"with eval\.max_tokens=\d+ it is longer than model\.max_context"):
         held_out_own(load("smoke", [f"eval.path={long}"]), tokenizer, "chat")
+
+
+def test_another_verifier_is_another_exam_and_none_is_told(
+    copy: Path, files: tuple[Path, Path], call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = (f"eval.path={files[1]}", "eval={problems: 4, conversations: 4, requests: 2, probes: 4, shots: [0, 1]}")
+    run = ("run", "smoke", *asked, "--run-dir", copy, "--only", "eval.base")
+    code, shown = call(*run)
+    assert code == 0, shown
+    assert "math-verify is not installed" not in shown
+    before = (copy / "eval.base" / "done.json").read_text()
+    for module in (sft_stage, life):
+        monkeypatch.setattr(module, "verifier", lambda: None)
+    code, shown = call(*run)
+    assert code == 0, shown
+    assert "math-verify is not installed (extra `eval`): answers are equal as exact numbers only" in shown
+    assert (copy / "eval.base" / "done.json").read_text() != before
+
+
+@pytest.mark.parametrize("specials", [False, True])
+def test_think_marks_of_a_trusted_source_are_tokens(copy: Path, tmp_path: Path, call: Call, specials: bool) -> None:
+    folder = tmp_path / "told"
+    folder.mkdir()
+    told = [f"{one['question']}\n<think> so</think> answer: {number}" for number, one in enumerate(ASKED * 20)]
+    documents = [Document(id=str(i), text=text, source="told", lang="en") for i, text in enumerate(told)]
+    write_documents(folder / "documents-0.parquet", documents)
+    source = f"data.sources={{told: {{path: {folder}, specials: {str(specials).lower()}}}}}"
+    code, shown = call("run", "smoke", source, "--run-dir", copy, "--until", "tokens")
+    assert code == 0, shown
+    tokenizer = Tokenizer.load(copy / "tokenizer")
+    (think,) = tokenizer.encode_trusted("<think>")
+    shard = open_shards(copy / "tokens" / "shards")["told.train"]
+    counts = [list(shard[i]).count(think) for i in range(len(shard))]
+    assert counts == [int(specials)] * len(counts)
+    assert counts

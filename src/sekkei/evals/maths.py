@@ -15,6 +15,7 @@ What it does not handle: proofs, answers that need units converted, the worked s
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -65,6 +66,14 @@ def _problem(data: Mapping[str, Any]) -> Problem:
     if answer is None:
         raise ValueError("the answer does not end with #### and a value")
     return Problem(question=str(data["question"]), answer=answer)
+
+
+def verifier() -> str | None:
+    """The version of `math-verify` that answers are compared with; None: it is not installed."""
+    try:
+        return importlib.metadata.version("math-verify")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def equivalent(gold: str, answer: str) -> bool:

@@ -30,7 +30,7 @@ from sekkei.stages.model_artifact import load_model
 from sekkei.stages.pretrain import initial_model
 from sekkei.stages.problems import held_out_own
 from sekkei.stages.run import Figures, Run
-from sekkei.stages.sft import own_file
+from sekkei.stages.sft import asked_file
 from sekkei.stages.training import place, step_of
 from sekkei.text.tokenizer import Tokenizer
 from sekkei.train.gathered import SharedEngine
@@ -144,7 +144,7 @@ class EvaluateStage:
     @property
     def config(self) -> Any:
         tasks = {"chain": self.recipe.data.chain, "patterns": self.recipe.data.patterns}
-        own = {} if self.recipe.eval.path is None else {"file": own_file(self.recipe.eval.path)}
+        own = {} if self.recipe.eval.path is None else {"file": asked_file(self.recipe.eval.path)}
         return {"eval": self.recipe.eval, **tasks, "form": self.form, **own}
 
     def run(self, run: Run, out: Path) -> Figures:

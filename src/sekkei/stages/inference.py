@@ -27,7 +27,7 @@ from sekkei.recipes.recipe import Recipe
 from sekkei.stages.model_artifact import load_model
 from sekkei.stages.problems import held_out_own
 from sekkei.stages.run import Figures, Run
-from sekkei.stages.sft import own_file
+from sekkei.stages.sft import asked_file
 from sekkei.text.tokenizer import Tokenizer
 
 
@@ -58,7 +58,7 @@ class InferenceStage:
     def config(self) -> Any:
         asked = {"problems": self.recipe.eval.problems, "form": self.recipe.form_of(self.asked)}
         if self._own_problems:
-            asked["file"] = own_file(self.recipe.eval.path)
+            asked["file"] = asked_file(self.recipe.eval.path)
         return {"inference": self.settings, "chain": self.recipe.data.chain, **asked}
 
     @property

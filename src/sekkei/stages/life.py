@@ -18,6 +18,7 @@ from sekkei.core.progress import Console
 from sekkei.core.runlog import RunLock, SilentLog
 from sekkei.core.stage_names import PAIRED
 from sekkei.core.tracker import open_tracker
+from sekkei.evals.maths import verifier
 from sekkei.parallel.mesh import Mesh
 from sekkei.recipes.recipe import Recipe
 from sekkei.recipes.tune import BASE, ROLLOUTS
@@ -107,6 +108,11 @@ def live(recipe: Recipe, folder: Path, selection: Selection, console: Console) -
         dist.finish()
 
 
+def _asks_own(recipe: Recipe) -> bool:
+    """Whether problems of a file are asked somewhere."""
+    return any(path is not None for path in (recipe.eval.path, *(tune.path for tune in recipe.tuning.values())))
+
+
 def _mesh(recipe: Recipe, ranks: dist.Ranks) -> Mesh | None:
     """The recipe's layout over the processes there are; None for one alone.
 
@@ -130,6 +136,8 @@ def _live_first(
             with TrackedLog(folder / "metrics.jsonl", tracker) as log:
                 run = Run(recipe, folder, console, log, ranks, mesh)
                 console.say(f"loop.dtype auto: {hardware.fast_dtype(run.device)} on this machine")
+                if _asks_own(recipe) and verifier() is None:
+                    console.say("math-verify is not installed (extra `eval`): answers are equal as exact numbers only")
                 if mesh is not None:
                     console.say(f"layout {recipe.layout.name}: {dist.world_size()} ranks")
                 Runner(run, stages_of(recipe)).go(selection.until, selection.begin, selection.only, selection.force)

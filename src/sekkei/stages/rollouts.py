@@ -36,7 +36,7 @@ from sekkei.recipes.tune import TuneConfig
 from sekkei.stages.model_artifact import load_model, save_trained
 from sekkei.stages.problems import asker
 from sekkei.stages.run import Figures, Run
-from sekkei.stages.sft import SAMPLE_TURNS, own_file
+from sekkei.stages.sft import SAMPLE_TURNS, asked_file, own_file
 from sekkei.stages.training import Training, autocast_dtype, sample_hook
 from sekkei.text.chat import encode_prompt, parse_reply
 from sekkei.text.tokenizer import Tokenizer
@@ -73,7 +73,7 @@ class RolloutStage:
         tune = self.tune
         watched = {"samples_every": self.recipe.eval.samples_every}
         tasks = {"chain": self.recipe.data.chain, "calculator": self.recipe.data.calculator}
-        asked = {"form": tune.form, "rewards": tune.rewards, "file": own_file(tune.path), **tasks}
+        asked = {"form": tune.form, "rewards": tune.rewards, "file": asked_file(tune.path), **tasks}
         if tune.judge is not None:
             asked["judge"] = {"judge": tune.judge, "rubric": own_file(tune.judge.rubric)}
         return {tune.kind: tune.config, **asked, "lora": tune.lora, "eval": watched}

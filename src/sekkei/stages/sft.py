@@ -24,6 +24,7 @@ from sekkei.data.batch import Sample
 from sekkei.data.tasks import Message, calculator, chain, everyday, refusals
 from sekkei.data.tasks.chain import Form
 from sekkei.evals.items import chosen
+from sekkei.evals.maths import verifier
 from sekkei.evals.reasoning import Exam, Problem, held_out_problems
 from sekkei.model.transformer import Transformer
 from sekkei.objectives.conversations import fitting, learned_turns, read_conversations
@@ -76,7 +77,7 @@ class SFTStage:
     def config(self) -> Any:
         watched = {"samples_every": self.recipe.eval.samples_every, "max_tokens": self.recipe.eval.max_tokens}
         tasks = {"chain": self.recipe.data.chain, "calculator": self.recipe.data.calculator}
-        problems = {} if self.tune.path is None else {"problems": own_file(self.tune.path)}
+        problems = {} if self.tune.path is None else {"problems": asked_file(self.tune.path)}
         files = {"file": own_file(self.sft.path), **problems}
         return {"sft": self.sft, **tasks, "lora": self.tune.lora, "eval": watched, **files}
 
@@ -241,6 +242,11 @@ class SFTStage:
 def own_file(path: str | None) -> str | None:
     """Digest of a file of the user's own: another content is another stage. What is on a hub is known by its name."""
     return atomic.sha256(Path(path)) if path is not None and Path(path).is_file() else path
+
+
+def asked_file(path: str | None) -> Any:
+    """Digest of a file of problems, and what finds answers equal: another verifier judges otherwise."""
+    return None if path is None else [own_file(path), verifier()]
 
 
 def _read_gate(out: Path) -> list[float]:
