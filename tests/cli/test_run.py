@@ -6,9 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from sekkei.cli import main
+from sekkei.cli.run import _for_this_machine
+from sekkei.core import hardware
 from sekkei.model.flops import count_parameters
+from sekkei.parallel.layout import Layout
 from sekkei.recipes.recipe import load
 from sekkei.stages.life import stages_of
 from sekkei.stages.model_artifact import load_model
@@ -106,3 +110,30 @@ def test_errors_are_one_line(
     assert line.startswith("error: ")
     assert told in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "layout", "world"),
+    [
+        ("cpu", 0, "{dp: 2}", 2),
+        ("cuda", 1, "{dp: 2}", 1),
+        ("cuda", 2, "{dp: 2}", 2),
+        ("cuda", 1, "{dp: 2, zero: 2}", 2),  # asked for by name: refused later, where there are too few
+        ("cuda", 1, "{dp: 1}", 1),
+    ],
+)
+def test_data_ranks_become_one_process_where_gpus_are_fewer(
+    device: str, gpus: int, layout: str, world: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hardware, "best_device", lambda: torch.device(device))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    asked = load("laptop", [f"layout={layout}"])
+    recipe = _for_this_machine(asked)
+    assert recipe.layout.world == world
+    assert (recipe.layout == asked.layout) == (world == asked.layout.world)
+    told = capsys.readouterr().out
+    assert ("one process computes the same" in told) == (world < asked.layout.world)
+
+
+def test_the_laptop_is_two_ranks() -> None:
+    assert load("laptop", []).layout == Layout(dp=2)

@@ -41,7 +41,8 @@ def command(
       sekkei run laptop pretrain.general.steps=100 model.num_layers=6 --run-dir runs/small
       sekkei run my-recipe.yaml --until sft
       sekkei run laptop --from grpo
-      sekkei run laptop layout.dp=2 layout.zero=2                   (two ranks on this machine)
+      sekkei run laptop layout.dp=4 layout.zero=2                   (four ranks on this machine)
+      sekkei run laptop layout.dp=1                                 (one process)
       torchrun --nproc-per-node 8 -m sekkei run big.yaml            (ranks that torchrun has started)
     """
     from sekkei.recipes.recipe import load

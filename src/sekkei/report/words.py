@@ -13,7 +13,7 @@ from sekkei.core.stage_names import kind_of, settings_of
 from sekkei.report.folder import RunFolder
 
 _SHARE = re.compile(
-    r"(reasoning\..*(pass|maj|ended).*|chat\..*|icl\..*|.*\.(preference|ranking)_accuracy\..*"
+    r"((reasoning|own)\..*(pass|maj|ended).*|chat\..*|icl\..*|.*\.(preference|ranking)_accuracy\..*"
     r"|.*\.gate\.pass1_sampled|.*\.token_share|inference\..*\.(accuracy|low|high|any_of|top1|majority|mean)"
     r"|agent\.calculator\.(success.*|called|failed|without))"
 )
