@@ -1,7 +1,8 @@
 """Writes what the pages show of code and results between their markers: captions of files, tables of recorded figures.
 
     README.md            files: the first sentence of every source file; figures: docs/results/laptop.json
-    docs/alignment.md    study: docs/results/laptop-study.json, r1-zero.json and r1.json, as far as they are there
+    docs/alignment.md    study: docs/results/laptop-study.json, r1-zero.json and r1.json, as far as they are there;
+                         words: docs/results/words-zero.json and words-r1.json
     docs/prompting.md    strategies: docs/results/laptop-study.json
     docs/pretraining.md  pretraining, long: docs/results/laptop.json
 
@@ -145,6 +146,27 @@ def study() -> str:
     return "\n".join(lines) + "\n"
 
 
+def words() -> str:
+    """Every checkpoint of the two recipes on problems in GSM8K's format."""
+    lines = [
+        "| recipe | checkpoint | greedy (95%) | sampled | majority of 8 | best of 8 | thinking off "
+        "| operations written |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name in ("words-zero", "words-r1"):
+        found = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))["figures"]
+        for key in found:
+            label = key.removeprefix("own.").removesuffix(".pass1_greedy")
+            if key != f"own.{label}.pass1_greedy" or "." in label:
+                continue
+            of = {what: found[f"own.{label}.{what}"] for what in ("pass1_sampled", "maj8", "pass8")}
+            shown = [f"{found[key]:.0%} ({found[f'{key}.low']:.0%}–{found[f'{key}.high']:.0%})"]
+            shown += [f"{value:.0%}" for value in of.values()]
+            shown += [f"{found[f'own.{label}.no_thinking.pass1_greedy']:.0%}", f"{found[f'own.{label}.steps']:.1f}"]
+            lines.append(f"| `{name}` | `{label}` | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def training_steps(recipe: str, stage: str) -> int:
     """Optimizer steps that the shipped recipe gives a stage."""
     whole = load(recipe, [])
@@ -187,7 +209,7 @@ def fill(text: str, name: str, content: str) -> str:
 def main() -> int:
     parts = {
         ROOT / "README.md": {"files": captions(), "figures": figures()},
-        ROOT / "docs" / "alignment.md": {"study": study()},
+        ROOT / "docs" / "alignment.md": {"study": study(), "words": words()},
         ROOT / "docs" / "prompting.md": {"strategies": strategies()},
         ROOT / "docs" / "pretraining.md": {"pretraining": pretraining(), "long": long_context()},
     }

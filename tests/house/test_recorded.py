@@ -99,3 +99,29 @@ def test_reinforcement_on_the_base_model() -> None:
     assert found["reasoning.base-document.pass8"] >= 0.10
     assert found["reasoning.zero.pass1_sampled"] > found["reasoning.base-document.pass1_sampled"] + 0.30
     assert found["reasoning.zero.steps"] > found["reasoning.base-document.steps"]
+
+
+def test_problems_of_a_file_are_learned_from_their_outcome_alone() -> None:
+    """GSM8K's format: the base has what RL selects (pass@8 >= .1), and one sample is right far more often after it."""
+    zero, r1 = (study(name) for name in ("words-zero", "words-r1"))
+    assert zero["own.base-document.pass8"] >= 0.1
+    assert zero["own.zero.pass1_sampled"] >= zero["own.base-document.pass1_sampled"] + 0.3
+    assert r1["own.rl-2.pass1_sampled"] >= r1["own.cold.pass1_sampled"] + 0.3
+    for found, before, after in ((zero, "base-document", "zero"), (r1, "cold", "rl-1")):
+        assert found[f"own.{after}.tokens"] > found[f"own.{before}.tokens"], "nothing rewards length; it grows"
+        assert found[f"own.{after}.no_thinking.pass1_greedy"] <= 0.15
+
+
+def test_length_curves_are_those_of_the_recorded_runs() -> None:
+    curves = json.loads((ROOT / "docs" / "results" / "lengths.json").read_text(encoding="utf-8"))
+    assert {(curve["run"], curve["stage"]) for curve in curves} == {
+        ("r1-zero", "zero"), ("r1", "rl-1"), ("r1", "rl-2"),
+        ("words-zero", "zero"), ("words-r1", "rl-1"), ("words-r1", "rl-2"),
+    }  # fmt: skip
+    for curve in curves:
+        recorded = json.loads((ROOT / "docs" / "results" / f"{curve['run']}.json").read_text(encoding="utf-8"))
+        assert curve["recipe"] == recorded["digests"]["recipe"]
+        assert curve["steps"] == list(range(1, 81))
+        if curve["stage"] != "rl-2":  # which begins where rejection sampling left it
+            first, last = (sum(curve["completion_tokens"][part]) / 10 for part in (slice(10), slice(-10, None)))
+            assert last > 1.1 * first

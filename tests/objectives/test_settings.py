@@ -18,6 +18,7 @@ from sekkei.objectives.pair_loss import DPOLoss
 from sekkei.objectives.ppo import PPO, PPOConfig
 from sekkei.objectives.preference import Pair, Preference
 from sekkei.objectives.rollout import Prompt, check_policy
+from sekkei.objectives.sft import SFTConfig
 from sekkei.parallel.ops import LocalOps
 from sekkei.train.objective import Context
 from sekkei.train.optim import OptimConfig
@@ -45,6 +46,7 @@ from sekkei.train.optim import OptimConfig
         ),
         (PPOConfig, "critic_optim", {"critic": "shared", "critic_optim": OptimConfig(lr=0.1)}, {"critic": "separate"}),
         (PPOConfig, "value_weight", {"value_weight": 0.4}, {"critic": "shared"}),
+        (SFTConfig, "learn", {"learn": "last"}, {"path": "talks.jsonl"}),
         (PPOConfig, "kl_horizon", {"kl_horizon": 60}, {"kl_target": 2.0}),
     ],
 )

@@ -18,7 +18,7 @@ from sekkei.data.tasks.chain import STYLES, Style
 from sekkei.engine.request import Sampling
 from sekkei.objectives.conversations import Learn
 from sekkei.objectives.pretrain import TokenLoss
-from sekkei.objectives.ranges import check_ranges
+from sekkei.objectives.ranges import check_ranges, check_used
 from sekkei.text.chat import Rendered
 from sekkei.train.loop import LoopConfig
 from sekkei.train.objective import Context, Update
@@ -112,6 +112,7 @@ class SFTConfig:
             raise ConfigError("styles", f"names no style; there are {', '.join(STYLES)}")
         if self.path is not None and self.own is not None:
             raise ConfigError("own", f"got {self.own.stage}, and path={self.path}: both take the chains' place")
+        check_used(self, (self.path is None, "it is about the conversations of path; name their file", ("learn",)))
 
 
 def packed_rows(lengths: Sequence[int]) -> tuple[int, list[list[int]]]:
