@@ -155,9 +155,9 @@ def words() -> str:
     ]
     for name in ("words-zero", "words-r1"):
         found = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))["figures"]
-        for key in found:
-            label = key.removeprefix("own.").removesuffix(".pass1_greedy")
-            if key != f"own.{label}.pass1_greedy" or "." in label:
+        for label in ("base", "base-document", "zero", "cold", "rl-1", "distilled", "rl-2"):
+            key = f"own.{label}.pass1_greedy"
+            if key not in found:
                 continue
             of = {what: found[f"own.{label}.{what}"] for what in ("pass1_sampled", "maj8", "pass8")}
             shown = [f"{found[key]:.0%} ({found[f'{key}.low']:.0%}–{found[f'{key}.high']:.0%})"]
