@@ -71,13 +71,16 @@ def _bound_spinning() -> None:
     os.environ["OMP_WAIT_POLICY"] = "active" if sys.platform == "linux" else "passive"
 
 
+given: list[str] = []  # what this process was called with, for ranks that it starts
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code.
 
     Args:
         arguments: what follows `sekkei`; the process's own arguments if None.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given[:] = arguments = list(sys.argv[1:] if arguments is None else arguments)
     _bound_spinning()
     interrupt_on_sigterm()
     if os.environ.get("TORCH_LOGS") == "":

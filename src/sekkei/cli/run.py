@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from sekkei.recipes.recipe import Recipe
+    from sekkei.stages.life import Selection
 
 
 def command(
@@ -60,13 +61,14 @@ def command(
     from sekkei.core.progress import Console
     from sekkei.stages.life import Selection, live
 
+    folder, selection = run_dir or Path("runs") / loaded.name, Selection(until, begin, only, force)
     if dist.launched():
         launch.end_with_launcher()
     else:
         loaded = loaded if nproc else _for_this_machine(loaded)
         if (nproc or loaded.layout.world) > 1:
-            return _launch(loaded, nproc or loaded.layout.world, restarts)
-    live(loaded, run_dir or Path("runs") / loaded.name, Selection(until, begin, only, force), Console(quiet))
+            return _launch(loaded, folder, selection, nproc or loaded.layout.world, restarts)
+    live(loaded, folder, selection, Console(quiet))
     return None
 
 
@@ -88,14 +90,20 @@ def _for_this_machine(recipe: Recipe) -> Recipe:
     return replace(recipe, layout=Layout())
 
 
-def _launch(recipe: Recipe, nproc: int, restarts: int) -> int:
+def _launch(recipe: Recipe, folder: Path, selection: Selection, nproc: int, restarts: int) -> int:
     """Check before any process starts, then start them with this command line."""
-    import sys
-
+    from sekkei import cli
     from sekkei.core import hardware, launch
     from sekkei.core.errors import UserError
+    from sekkei.core.runlog import RunLock
+    from sekkei.stages.life import stages_of
+    from sekkei.stages.run import check_selection, open_folder
 
     recipe.layout.check(recipe.model, nproc)
+    check_selection([stage.name for stage in stages_of(recipe)], selection.until, selection.begin, selection.only)
+    open_folder(folder, recipe)
+    with RunLock(folder):  # the first rank holds it from now on
+        pass
     if recipe.layout.compile:
         from sekkei.parallel.compiled import check_compiler
 
@@ -105,4 +113,4 @@ def _launch(recipe: Recipe, nproc: int, restarts: int) -> int:
 
         if nproc > torch.cuda.device_count():
             raise UserError(f"--nproc={nproc}: this machine has {torch.cuda.device_count()} GPUs")
-    return launch.run_ranks(sys.argv[1:], nproc, restarts)
+    return launch.run_ranks(cli.given, nproc, restarts)

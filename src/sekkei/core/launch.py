@@ -13,6 +13,7 @@ scripts of `sekkei launch`.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -41,6 +42,7 @@ def run_ranks(arguments: Sequence[str], nproc: int, restarts: int = DEFAULT_REST
 
     from sekkei.core import hardware
 
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # we say it below
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVING_SECONDS))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // nproc)))
