@@ -2,7 +2,7 @@
 
     python benchmarks/words/make.py words
 
-    words/train.jsonl, words/test.jsonl    {"question": "Ann has 7 pens. She buys 3 more. …", "answer": "… #### 20"}
+    words/train.jsonl, words/test.jsonl    {"question": "Ann has 7 pens. Ann buys 3 more. …", "answer": "… #### 20"}
     words/cold.jsonl                       conversations: solved in the four styles of data/tasks/chain.py
     words/told/documents-0.parquet         the same as documents, for a base model that is to be rewarded at once
 

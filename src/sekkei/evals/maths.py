@@ -15,8 +15,8 @@ What it does not handle: proofs, answers that need units converted, the worked s
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
-import importlib.util
 import json
 import math
 import os
@@ -68,6 +68,7 @@ def _problem(data: Mapping[str, Any]) -> Problem:
     return Problem(question=str(data["question"]), answer=answer)
 
 
+@functools.cache
 def verifier() -> str | None:
     """The version of `math-verify` that answers are compared with; None: it is not installed."""
     try:
@@ -80,7 +81,7 @@ def equivalent(gold: str, answer: str) -> bool:
     """Whether two final answers have the same value. `math-verify` is asked where exact comparison says no."""
     if same_answer(gold, answer):
         return True
-    if max(len(gold), len(answer)) > VERIFY_CHARACTERS or importlib.util.find_spec("math_verify") is None:
+    if max(len(gold), len(answer)) > VERIFY_CHARACTERS or verifier() is None:
         return False
     return _VERIFIER.same(gold, answer)
 
